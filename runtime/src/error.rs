@@ -1,0 +1,121 @@
+//! The one error type of the crate: every message names the thing, what was found and what was
+//! expected.
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// Result of every fallible function of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Everything that can go wrong, each kind with what a user needs to put it right.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file could not be read or written.
+    Io {
+        /// What was being done, as in "cannot open model file".
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A configuration file or an override of it is wrong.
+    Config {
+        /// File and line as a user would look them up, such as `config.ini:12`.
+        place: String,
+        /// The section, such as `model`.
+        section: String,
+        /// The key, such as `n_layer`; empty where the section itself is wrong.
+        key: String,
+        /// What stands there.
+        found: String,
+        /// What may stand there.
+        expected: String,
+        /// The valid key or value nearest to what was found.
+        nearest: Option<String>,
+    },
+    /// A model file is damaged, foreign or contradicts itself.
+    Format {
+        /// The tensor, metadata key or part of the file.
+        what: String,
+        /// What was found there.
+        found: String,
+        /// What the format asks for (`runtime/FORMAT.md`).
+        expected: String,
+    },
+    /// Text or tokens that the vocabulary does not cover.
+    Tokenizer(String),
+    /// The context is full and the overflow policy is `error`.
+    ContextFull {
+        /// Tokens that the context holds.
+        max_seq_len: usize,
+        /// Tokens that were to be held.
+        requested: usize,
+    },
+    /// An argument that cannot work, such as a token id outside the vocabulary.
+    Argument {
+        /// The argument's name.
+        name: &'static str,
+        /// What was given.
+        found: String,
+        /// What may be given.
+        expected: String,
+    },
+    /// Memory could not be allocated.
+    OutOfMemory {
+        /// What the memory was for.
+        what: &'static str,
+        /// How much was asked for.
+        bytes: usize,
+    },
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Io { action, path, source } => {
+                write!(f, "{action} {}: {source}", path.display())
+            }
+            Error::Config { place, section, key, found, expected, nearest } => {
+                write!(f, "{place}: [{section}]")?;
+                if !key.is_empty() {
+                    write!(f, " {key}")?;
+                }
+                write!(f, ": found {found}, expected {expected}")?;
+                if let Some(nearest) = nearest {
+                    write!(f, " (did you mean {nearest}?)")?;
+                }
+                Ok(())
+            }
+            Error::Format { what, found, expected } => {
+                write!(f, "model file: {what}: found {found}, expected {expected}")
+            }
+            Error::Tokenizer(message) => write!(f, "tokenizer: {message}"),
+            Error::ContextFull { max_seq_len, requested } => write!(
+                f,
+                "context full: {requested} tokens do not fit in max_seq_len = {max_seq_len}"
+            ),
+            Error::Argument { name, found, expected } => {
+                write!(f, "{name}: found {found}, expected {expected}")
+            }
+            Error::OutOfMemory { what, bytes } => {
+                write!(f, "out of memory: cannot allocate {bytes} bytes for {what}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Error::Io { source, .. } => Some(source),
+            Error::Config { .. }
+            | Error::Format { .. }
+            | Error::Tokenizer(_)
+            | Error::ContextFull { .. }
+            | Error::Argument { .. }
+            | Error::OutOfMemory { .. } => None,
+        }
+    }
+}

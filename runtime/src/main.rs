@@ -1,0 +1,2 @@
+//! `teeny-run`: arguments and printing only.
+fn main() {}
