@@ -10,12 +10,59 @@
 //! | [`ini`] | INI text to (section, key, value), typed reading of keys | error |
 //! | [`config`] | [`ModelConfig`] and its enums, the sections of `config.ini` | ini |
 //! | [`tokenizer`] | text to tokens and back | error |
-//! | [`dataset`] | the text of a config, encoded and split | config, tokenizer |
+//! | [`dataset`] | the text of a configuration, encoded and split | config, tokenizer |
+//! | [`format`](mod@format) | names, shapes and metadata of the file; its writer | config, tokenizer |
+//! | [`weights`] | the file in memory, checked | format |
+//! | [`position`] | positional encodings as slopes, rotations, sinusoids | – |
+//! | [`kv_cache`] | where keys and values lie | config |
+//! | [`backend`] | what a device must be able to do | kv_cache, weights |
+//! | [`cpu`] | the CPU backend | backend |
+//! | [`model`] | the forward pass, written once over [`backend::Backend`] | backend, position |
+//! | [`session`] | one sequence: prefill, decode, overflow | model |
+//! | [`sampler`] | logits to a token; knows nothing of models | – |
+//! | [`generate`](mod@generate) | the streaming loop with stop conditions | session, sampler |
+//!
+//! ```no_run
+//! use std::{ops::ControlFlow, path::Path, sync::Arc};
+//! use teeny_runtime::{Cpu, GenerateOptions, Model, Overflow, Sampler, Session, Weights};
+//!
+//! # fn main() -> teeny_runtime::Result<()> {
+//! let weights = Weights::map(Path::new("data/shakespeare.safetensors"))?;
+//! let model = Arc::new(Model::load(Cpu::new(), &weights)?);
+//! let mut session = Session::new(&model, Overflow::Slide)?;
+//! let mut sampler = Sampler::new(Default::default())?;
+//! let prompt = model.tokenizer().encode("ROMEO:")?;
+//! let options = GenerateOptions { max_tokens: 512, ..Default::default() };
+//! teeny_runtime::generate(&mut session, &mut sampler, &prompt, &options, &mut |text| {
+//!     print!("{text}");
+//!     ControlFlow::Continue(())
+//! })?;
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod backend;
 pub mod config;
+pub mod cpu;
 pub mod dataset;
 pub mod error;
+pub mod format;
+pub mod generate;
 pub mod ini;
+pub mod kv_cache;
+pub mod model;
+pub mod position;
+pub mod sampler;
+pub mod session;
 pub mod tokenizer;
+pub mod weights;
 
 pub use config::{Ffn, ModelConfig, Norm, PositionalEncoding};
+pub use cpu::Cpu;
 pub use error::{Error, Result};
+pub use format::Dtype;
+pub use generate::{EndReason, GenerateOptions, Generation, generate};
+pub use model::Model;
+pub use sampler::{Sampler, SamplerOptions};
+pub use session::{Overflow, Session};
+pub use weights::Weights;

@@ -1,0 +1,242 @@
+//! The specification of every CPU kernel: short, safe, one number at a time.
+//!
+//! Sums run in [`LANES`] lanes: element i goes to lane i % LANES by a fused multiply-add, and the
+//! lanes are added in halves at the end. The faster kernels keep this order whatever the width of
+//! the machine's registers, so all of them give the same bits.
+
+use half::{bf16, f16};
+
+/// Lanes of a sum: one AVX-512 register, two of AVX2, four of NEON.
+pub const LANES: usize = 16;
+
+/// A weight as it lies in the file.
+pub trait Element: Copy + Send + Sync + 'static {
+    /// Its exact value.
+    fn to_f32(self) -> f32;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+}
+
+impl Element for f16 {
+    /// Without branches, so that it can be vectorised: exponent and fraction are moved into place
+    /// and rescaled by 2^112, which also normalises subnormals; infinity and NaN keep their exponent.
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        let bits = u32::from(self.to_bits());
+        let magnitude = (bits & 0x7fff) << 13;
+        let scaled = (f32::from_bits(magnitude) * f32::from_bits(0x7780_0000)).to_bits();
+        let special = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
+        f32::from_bits(scaled | special | (bits & 0x8000) << 16)
+    }
+}
+
+/// Adds the lanes of a sum: upper half to lower half until one is left.
+#[inline(always)]
+pub fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] += lanes[i + half];
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// Σ w[i] x[i]
+#[inline(always)]
+pub fn dot<E: Element>(w: &[E], x: &[f32]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    for (i, (w, x)) in w.iter().zip(x).enumerate() {
+        lanes[i % LANES] = w.to_f32().mul_add(*x, lanes[i % LANES]);
+    }
+    sum_lanes(lanes)
+}
+
+/// out[t] = w · x[t] + bias. `w`: (n, x.len() / rows), `out`: (rows, n)
+pub fn matmul<E: Element>(out: &mut [f32], x: &[f32], w: &[E], bias: Option<&[f32]>, rows: usize) {
+    let width = x.len() / rows;
+    let n = out.len() / rows;
+    for (out, x) in out.chunks_exact_mut(n).zip(x.chunks_exact(width)) {
+        for (i, (out, w)) in out.iter_mut().zip(w.chunks_exact(width)).enumerate() {
+            *out = dot(w, x) + bias.map_or(0.0, |bias| bias[i]);
+        }
+    }
+}
+
+/// (x - mean) / sqrt(variance + eps) * weight + bias for one row; without `subtract_mean` the mean
+/// counts as zero (RMSNorm). The variance is taken about the mean in a second pass.
+#[inline(always)]
+pub fn norm(
+    out: &mut [f32],
+    x: &[f32],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    eps: f32,
+    subtract_mean: bool,
+) {
+    let n = x.len() as f32;
+    let mean = if subtract_mean { sum(x, |x| x) / n } else { 0.0 };
+    let variance = sum(x, |x| (x - mean) * (x - mean)) / n;
+    let scale = 1.0 / (variance + eps).sqrt();
+    match bias {
+        Some(bias) => {
+            for (((out, x), weight), bias) in out.iter_mut().zip(x).zip(weight).zip(bias) {
+                *out = ((x - mean) * scale).mul_add(*weight, *bias);
+            }
+        }
+        None => {
+            for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+                *out = (x - mean) * scale * weight;
+            }
+        }
+    }
+}
+
+/// Σ f(x[i]), in lanes.
+#[inline(always)]
+pub fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let mut chunks = x.chunks_exact(LANES);
+    for chunk in &mut chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *lane += f(*x);
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(chunks.remainder()) {
+        *lane += f(*x);
+    }
+    sum_lanes(lanes)
+}
+
+/// e^x to about one unit in the last place, the same bits on every machine (the polynomial of
+/// Cephes' expf, S. Moshier). Below -87.3 it stays at e^-87.3, above 88.3 at e^88.3; NaN stays NaN.
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    // Adding 1.5 * 2^23 leaves the rounded integer in the low bits of the sum.
+    const ROUND: f32 = 12_582_912.0;
+    let x = x.clamp(-87.3, 88.3);
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    let r = n.mul_add(-0.693_359_4, x);
+    let r = n.mul_add(2.121_944_4e-4, r);
+    let p = 1.987_569_1e-4_f32;
+    let p = p.mul_add(r, 1.398_2e-3);
+    let p = p.mul_add(r, 8.333_452e-3);
+    let p = p.mul_add(r, 4.166_579_6e-2);
+    let p = p.mul_add(r, 1.666_666_5e-1);
+    let p = p.mul_add(r, 5.000_000_1e-1);
+    let p = p.mul_add(r * r, r) + 1.0;
+    let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23;
+    p * f32::from_bits(exponent)
+}
+
+/// max(x, 0)
+#[inline(always)]
+pub fn relu(x: f32) -> f32 {
+    if x < 0.0 { 0.0 } else { x }
+}
+
+/// x Φ(x), exact (arXiv:1606.08415)
+#[inline(always)]
+pub fn gelu(x: f32) -> f32 {
+    0.5 * x * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2))
+}
+
+/// x σ(x) (arXiv:1702.03118)
+#[inline(always)]
+pub fn silu(x: f32) -> f32 {
+    x / (1.0 + exp(-x))
+}
+
+/// Rotates the pairs (i, i + half) of one head. `x`: (2 * half), `rotation`: (half, 2)
+#[inline(always)]
+pub fn rotate(x: &mut [f32], rotation: &[f32]) {
+    let (first, second) = x.split_at_mut(x.len() / 2);
+    for ((a, b), cos_sin) in first.iter_mut().zip(second).zip(rotation.chunks_exact(2)) {
+        let (cos, sin) = (cos_sin[0], cos_sin[1]);
+        (*a, *b) = (a.mul_add(cos, -(*b * sin)), b.mul_add(cos, *a * sin));
+    }
+}
+
+/// Turns scores into weights that sum to one: e^(s - max) / Σ.
+#[inline(always)]
+pub fn softmax(scores: &mut [f32]) {
+    let mut max = f32::NEG_INFINITY;
+    for score in scores.iter() {
+        max = if *score > max { *score } else { max };
+    }
+    for score in scores.iter_mut() {
+        *score = exp(*score - max);
+    }
+    let scale = 1.0 / sum(scores, |x| x);
+    for score in scores.iter_mut() {
+        *score *= scale;
+    }
+}
+
+/// scores[i] = (q · k[i]) * scale - slope * (distance - i): a run of keys that lie together, the
+/// first of them `distance` positions before the query. `k`: (scores.len(), q.len())
+pub fn score(scores: &mut [f32], q: &[f32], k: &[f32], scale: f32, slope: f32, distance: usize) {
+    for (i, (score, k)) in scores.iter_mut().zip(k.chunks_exact(q.len())).enumerate() {
+        *score = biased(dot(k, q), scale, slope, distance - i);
+    }
+}
+
+/// A score with its linear bias; slope 0 leaves the score as it is.
+#[inline(always)]
+pub fn biased(product: f32, scale: f32, slope: f32, distance: usize) -> f32 {
+    (-slope).mul_add(distance as f32, product * scale)
+}
+
+/// out += Σ weights[i] v[i], in the order of i. `v`: (weights.len(), out.len())
+#[inline(always)]
+pub fn mix(out: &mut [f32], weights: &[f32], v: &[f32]) {
+    for (weight, v) in weights.iter().zip(v.chunks_exact(out.len())) {
+        for (out, v) in out.iter_mut().zip(v) {
+            *out = weight.mul_add(*v, *out);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_close_to_f64() {
+        let mut worst = 0.0f64;
+        for i in -87_000..=88_000 {
+            let x = i as f32 * 1e-3;
+            let exact = f64::from(x).exp();
+            worst = worst.max((f64::from(exp(x)) - exact).abs() / exact);
+        }
+        assert!(worst < 2e-7, "relative error {worst}");
+        assert!(exp(f32::NAN).is_nan());
+        assert!(exp(-1e30) < 2e-38 && exp(1e30).is_finite());
+    }
+
+    #[test]
+    fn every_half_converts_as_in_the_half_crate() {
+        for bits in 0..=u16::MAX {
+            let (h, b) = (f16::from_bits(bits), bf16::from_bits(bits));
+            let same = |found: f32, expected: f32| {
+                found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan()
+            };
+            assert!(same(Element::to_f32(h), h.to_f32()), "f16 {bits:#06x}");
+            assert!(same(Element::to_f32(b), b.to_f32()), "bf16 {bits:#06x}");
+        }
+    }
+}
