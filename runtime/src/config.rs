@@ -1,0 +1,431 @@
+//! [`ModelConfig`] and its enums, defined here once: read from the section `[model]` of a
+//! configuration, written to and read from the metadata of a model file.
+
+use std::ops::RangeInclusive;
+
+use crate::error::{Error, Result};
+
+/// The largest and smallest numbers that a configuration or a model file may hold.
+///
+/// They lie far above any model that this program is for. What they are for is that products of
+/// sizes stay far from overflow, and that a typing error is caught before memory is asked for.
+pub mod limits {
+    use super::RangeInclusive;
+
+    /// Unicode has 1,114,112 code points; subword vocabularies are smaller.
+    pub const VOCAB_SIZE: RangeInclusive<usize> = 1..=(1 << 24) - 1;
+    /// The deepest published transformers have about a thousand layers.
+    pub const N_LAYER: RangeInclusive<usize> = 1..=1024;
+    /// Query heads, and key and value heads.
+    pub const N_HEAD: RangeInclusive<usize> = 1..=1024;
+    /// Width of the residual stream.
+    pub const N_EMBD: RangeInclusive<usize> = 1..=65_536;
+    /// Width of the FFN, up to sixteen times the widest residual stream.
+    pub const FFN_DIM: RangeInclusive<usize> = 1..=1 << 20;
+    /// Context length in tokens.
+    pub const MAX_SEQ_LEN: RangeInclusive<usize> = 1..=1 << 24;
+    /// Below 1 the frequencies of RoPE would rise with the dimension.
+    pub const ROPE_THETA: RangeInclusive<f64> = 1.0..=1e12;
+    /// An epsilon of 0 would turn a vector of zeros into NaN.
+    pub const NORM_EPS: RangeInclusive<f64> = 1e-12..=1.0;
+}
+
+/// How a model knows the order of its tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PositionalEncoding {
+    /// It does not, but for what the causal mask tells.
+    None,
+    /// Scores fall with distance, by a slope for each head (arXiv:2108.12409).
+    Alibi,
+    /// Fixed sines and cosines are added to the embedding (arXiv:1706.03762).
+    Sinusoidal,
+    /// A learned vector for each position is added to the embedding.
+    Learned,
+    /// A learned linear map of a 16-dimensional sinusoid is added to the embedding.
+    LearnedSinusoidal,
+    /// Queries and keys are rotated by their position (arXiv:2104.09864).
+    Rope,
+}
+
+impl PositionalEncoding {
+    /// Every encoding.
+    pub const ALL: &[PositionalEncoding] = &[
+        PositionalEncoding::None,
+        PositionalEncoding::Alibi,
+        PositionalEncoding::Sinusoidal,
+        PositionalEncoding::Learned,
+        PositionalEncoding::LearnedSinusoidal,
+        PositionalEncoding::Rope,
+    ];
+
+    /// Every spelling that a configuration may use, the standard one of each value first.
+    pub const SPELLINGS: &[(&str, PositionalEncoding)] = &[
+        ("none", PositionalEncoding::None),
+        ("alibi", PositionalEncoding::Alibi),
+        ("sinusoidal", PositionalEncoding::Sinusoidal),
+        ("learned", PositionalEncoding::Learned),
+        ("learned_embedding", PositionalEncoding::Learned), // teenyGPT
+        ("learned_sinusoidal", PositionalEncoding::LearnedSinusoidal),
+        ("rope", PositionalEncoding::Rope),
+    ];
+
+    /// Standard spelling, the one that a model file holds.
+    pub fn name(self) -> &'static str {
+        match self {
+            PositionalEncoding::None => "none",
+            PositionalEncoding::Alibi => "alibi",
+            PositionalEncoding::Sinusoidal => "sinusoidal",
+            PositionalEncoding::Learned => "learned",
+            PositionalEncoding::LearnedSinusoidal => "learned_sinusoidal",
+            PositionalEncoding::Rope => "rope",
+        }
+    }
+
+    /// The value of any spelling in any case.
+    pub fn parse(text: &str) -> Option<PositionalEncoding> {
+        parse(Self::SPELLINGS, text)
+    }
+}
+
+/// Normalisation before attention, before the FFN and (with `final_norm`) before the output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Norm {
+    /// The identity.
+    None,
+    /// Mean 0 and variance 1, then a scale and perhaps a shift (arXiv:1607.06450).
+    LayerNorm,
+    /// Root mean square 1, then a scale (arXiv:1910.07467).
+    RmsNorm,
+}
+
+impl Norm {
+    /// Every norm.
+    pub const ALL: &[Norm] = &[Norm::None, Norm::LayerNorm, Norm::RmsNorm];
+
+    /// Every spelling that a configuration may use, the standard one of each value first.
+    pub const SPELLINGS: &[(&str, Norm)] = &[
+        ("none", Norm::None),
+        ("layernorm", Norm::LayerNorm),
+        ("classic", Norm::LayerNorm), // teenyGPT
+        ("rmsnorm", Norm::RmsNorm),
+        ("rms", Norm::RmsNorm), // teenyGPT
+    ];
+
+    /// Standard spelling, the one that a model file holds.
+    pub fn name(self) -> &'static str {
+        match self {
+            Norm::None => "none",
+            Norm::LayerNorm => "layernorm",
+            Norm::RmsNorm => "rmsnorm",
+        }
+    }
+
+    /// The value of any spelling in any case.
+    pub fn parse(text: &str) -> Option<Norm> {
+        parse(Self::SPELLINGS, text)
+    }
+}
+
+/// The feed-forward network of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Ffn {
+    /// `down(relu(up(x)))` (arXiv:1706.03762).
+    Classic,
+    /// `down(gelu(up(x)))` with the exact GELU, by erf (arXiv:1606.08415).
+    Gelu,
+    /// `down(silu(gate(x)) * up(x))` (arXiv:2002.05202).
+    Swiglu,
+}
+
+impl Ffn {
+    /// Every kind.
+    pub const ALL: &[Ffn] = &[Ffn::Classic, Ffn::Gelu, Ffn::Swiglu];
+
+    /// Every spelling that a configuration may use, the standard one of each value first.
+    pub const SPELLINGS: &[(&str, Ffn)] = &[
+        ("classic", Ffn::Classic),
+        ("gelu", Ffn::Gelu),
+        ("swiglu", Ffn::Swiglu),
+        ("swish_glu", Ffn::Swiglu), // teenyGPT
+    ];
+
+    /// Standard spelling, the one that a model file holds.
+    pub fn name(self) -> &'static str {
+        match self {
+            Ffn::Classic => "classic",
+            Ffn::Gelu => "gelu",
+            Ffn::Swiglu => "swiglu",
+        }
+    }
+
+    /// The value of any spelling in any case.
+    pub fn parse(text: &str) -> Option<Ffn> {
+        parse(Self::SPELLINGS, text)
+    }
+}
+
+fn parse<T: Copy>(spellings: &[(&str, T)], text: &str) -> Option<T> {
+    let found = spellings.iter().find(|(spelling, _)| spelling.eq_ignore_ascii_case(text));
+    found.map(|(_, value)| *value)
+}
+
+/// The shape of a model: everything that its forward pass depends on but for the weights.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    /// Number of tokens that the tokenizer knows.
+    pub vocab_size: usize,
+    /// Number of layers.
+    pub n_layer: usize,
+    /// Number of query heads.
+    pub n_head: usize,
+    /// Number of key and value heads; each serves `n_head / n_kv_head` query heads.
+    pub n_kv_head: usize,
+    /// Width of the residual stream.
+    pub n_embd: usize,
+    /// Width of the FFN.
+    pub ffn_dim: usize,
+    /// Context length in tokens.
+    pub max_seq_len: usize,
+    /// How positions enter.
+    pub positional_encoding: PositionalEncoding,
+    /// Base of the wavelengths of RoPE; without meaning for other encodings.
+    pub rope_theta: f32,
+    /// Normalisation.
+    pub norm: Norm,
+    /// Added to the variance or the mean square.
+    pub norm_eps: f32,
+    /// Whether there is a norm before the output projection.
+    pub final_norm: bool,
+    /// Kind of feed-forward network.
+    pub ffn: Ffn,
+    /// Whether q, k, v and o projections have biases.
+    pub attention_bias: bool,
+    /// Whether gate, up and down projections have biases.
+    pub ffn_bias: bool,
+    /// Whether LayerNorm has a shift; false for every other norm.
+    pub norm_bias: bool,
+    /// Whether the output projection has a bias.
+    pub lm_head_bias: bool,
+    /// Whether the output projection is the token embedding.
+    pub tie_embeddings: bool,
+}
+
+/// What a configuration has wrong, before it is known whether a file or a user is to be told.
+struct Invalid {
+    key: &'static str,
+    found: String,
+    expected: String,
+}
+
+impl ModelConfig {
+    /// Width of a head.
+    pub fn head_dim(&self) -> usize {
+        self.n_embd / self.n_head
+    }
+
+    /// Width of all keys, and of all values, of a token: `n_kv_head * head_dim`.
+    pub fn kv_dim(&self) -> usize {
+        self.n_kv_head * self.head_dim()
+    }
+
+    /// Checks every number against [`limits`] and every combination that cannot work. No size that
+    /// is computed from a valid configuration overflows.
+    ///
+    /// # Errors
+    /// [`Error::Format`] naming the key.
+    pub fn validate(&self) -> Result<()> {
+        self.check().map_err(|Invalid { key, found, expected }| Error::Format {
+            what: format!("metadata key {key}"),
+            found,
+            expected,
+        })
+    }
+
+    fn check(&self) -> std::result::Result<(), Invalid> {
+        for (key, found, range) in [
+            ("vocab_size", self.vocab_size, limits::VOCAB_SIZE),
+            ("n_layer", self.n_layer, limits::N_LAYER),
+            ("n_head", self.n_head, limits::N_HEAD),
+            ("n_kv_head", self.n_kv_head, limits::N_HEAD),
+            ("n_embd", self.n_embd, limits::N_EMBD),
+            ("ffn_dim", self.ffn_dim, limits::FFN_DIM),
+            ("max_seq_len", self.max_seq_len, limits::MAX_SEQ_LEN),
+        ] {
+            if !range.contains(&found) {
+                let expected = format!("a whole number from {} to {}", range.start(), range.end());
+                return Err(Invalid { key, found: found.to_string(), expected });
+            }
+        }
+        for (key, found, range) in [
+            ("rope_theta", self.rope_theta, limits::ROPE_THETA),
+            ("norm_eps", self.norm_eps, limits::NORM_EPS),
+        ] {
+            // The limits as f32, or 1e-12 itself would lie outside of them.
+            let range = *range.start() as f32..=*range.end() as f32;
+            if !range.contains(&found) {
+                let expected = format!("a number from {:e} to {:e}", range.start(), range.end());
+                return Err(Invalid { key, found: found.to_string(), expected });
+            }
+        }
+        self.check_combinations()?;
+        self.check_size()
+    }
+
+    fn check_combinations(&self) -> std::result::Result<(), Invalid> {
+        let refuse = |key, found, expected: String| {
+            Err(Invalid { key, found: format!("{found}"), expected })
+        };
+        let ModelConfig { n_head, n_kv_head, n_embd, .. } = *self;
+        if !n_embd.is_multiple_of(n_head) {
+            return refuse("n_embd", n_embd, format!("a multiple of n_head = {n_head}"));
+        }
+        if !n_head.is_multiple_of(n_kv_head) {
+            return refuse("n_kv_head", n_kv_head, format!("a divisor of n_head = {n_head}"));
+        }
+        match self.positional_encoding {
+            PositionalEncoding::Rope if !self.head_dim().is_multiple_of(2) => {
+                let expected = format!(
+                    "an even head_dim for rope, not n_embd / n_head = {n_embd} / {n_head} = {}",
+                    self.head_dim()
+                );
+                return refuse("n_embd", n_embd, expected);
+            }
+            PositionalEncoding::Sinusoidal if !n_embd.is_multiple_of(2) => {
+                return refuse("n_embd", n_embd, "an even number for sinusoidal".to_owned());
+            }
+            PositionalEncoding::None
+            | PositionalEncoding::Alibi
+            | PositionalEncoding::Sinusoidal
+            | PositionalEncoding::Learned
+            | PositionalEncoding::LearnedSinusoidal
+            | PositionalEncoding::Rope => {}
+        }
+        match self.norm {
+            Norm::None | Norm::RmsNorm if self.norm_bias => Err(Invalid {
+                key: "norm_bias",
+                found: "true".to_owned(),
+                expected: format!(
+                    "false: only layernorm has a bias, not norm = {}",
+                    self.norm.name()
+                ),
+            }),
+            Norm::None | Norm::LayerNorm | Norm::RmsNorm => Ok(()),
+        }
+    }
+
+    /// Within the limits, only a 32-bit machine can have too small a `usize` for all weights.
+    fn check_size(&self) -> std::result::Result<(), Invalid> {
+        let [vocab, seq, embd, ffn, layers] =
+            [self.vocab_size, self.max_seq_len, self.n_embd, self.ffn_dim, self.n_layer]
+                .map(|n| n as u128);
+        // No less than the parameters there are: every matrix of every variant, and all biases.
+        let layer = (4 * embd + 3 * ffn) * (embd + 1) + 5 * embd;
+        let params = 2 * vocab * (embd + 1) + (seq + 17 + 2) * embd + layers * layer;
+        if params * size_of::<f32>() as u128 > isize::MAX as u128 {
+            return Err(Invalid {
+                key: "n_embd",
+                found: format!("{embd}, a model of up to {params} parameters"),
+                expected: "a model that this machine can address".to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Keys and values as they stand in a model file.
+    pub fn to_metadata(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("vocab_size", self.vocab_size.to_string()),
+            ("n_layer", self.n_layer.to_string()),
+            ("n_head", self.n_head.to_string()),
+            ("n_kv_head", self.n_kv_head.to_string()),
+            ("n_embd", self.n_embd.to_string()),
+            ("ffn_dim", self.ffn_dim.to_string()),
+            ("max_seq_len", self.max_seq_len.to_string()),
+            ("positional_encoding", self.positional_encoding.name().to_owned()),
+            ("rope_theta", self.rope_theta.to_string()),
+            ("norm", self.norm.name().to_owned()),
+            ("norm_eps", self.norm_eps.to_string()),
+            ("final_norm", self.final_norm.to_string()),
+            ("ffn", self.ffn.name().to_owned()),
+            ("attention_bias", self.attention_bias.to_string()),
+            ("ffn_bias", self.ffn_bias.to_string()),
+            ("norm_bias", self.norm_bias.to_string()),
+            ("lm_head_bias", self.lm_head_bias.to_string()),
+            ("tie_embeddings", self.tie_embeddings.to_string()),
+        ]
+    }
+
+    /// Reads what [`to_metadata`](Self::to_metadata) wrote, from a file that nobody vouches for.
+    ///
+    /// # Errors
+    /// [`Error::Format`] naming the first key that is missing, unreadable or invalid.
+    pub fn from_metadata<'a>(get: impl Fn(&str) -> Option<&'a str>) -> Result<ModelConfig> {
+        let metadata = Metadata(get);
+        let config = ModelConfig {
+            vocab_size: metadata.usize("vocab_size")?,
+            n_layer: metadata.usize("n_layer")?,
+            n_head: metadata.usize("n_head")?,
+            n_kv_head: metadata.usize("n_kv_head")?,
+            n_embd: metadata.usize("n_embd")?,
+            ffn_dim: metadata.usize("ffn_dim")?,
+            max_seq_len: metadata.usize("max_seq_len")?,
+            positional_encoding: metadata.one_of(
+                "positional_encoding",
+                PositionalEncoding::ALL,
+                PositionalEncoding::name,
+            )?,
+            rope_theta: metadata.f32("rope_theta")?,
+            norm: metadata.one_of("norm", Norm::ALL, Norm::name)?,
+            norm_eps: metadata.f32("norm_eps")?,
+            final_norm: metadata.bool("final_norm")?,
+            ffn: metadata.one_of("ffn", Ffn::ALL, Ffn::name)?,
+            attention_bias: metadata.bool("attention_bias")?,
+            ffn_bias: metadata.bool("ffn_bias")?,
+            norm_bias: metadata.bool("norm_bias")?,
+            lm_head_bias: metadata.bool("lm_head_bias")?,
+            tie_embeddings: metadata.bool("tie_embeddings")?,
+        };
+        config.validate()?;
+        Ok(config)
+    }
+}
+
+/// Typed reading of a model file's metadata.
+struct Metadata<F>(F);
+
+impl<'a, F: Fn(&str) -> Option<&'a str>> Metadata<F> {
+    fn read<T>(
+        &self,
+        key: &str,
+        expected: impl Fn() -> String,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Result<T> {
+        let text = (self.0)(key);
+        text.and_then(parse).ok_or_else(|| Error::Format {
+            what: format!("metadata key {key}"),
+            found: text.map_or("nothing".to_owned(), crate::ini::shown),
+            expected: expected(),
+        })
+    }
+
+    fn usize(&self, key: &str) -> Result<usize> {
+        // `parse` alone would take a sign.
+        let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
+        let expected = || "a whole number".to_owned();
+        self.read(key, expected, |text| text.parse().ok().filter(|_| digits(text)))
+    }
+
+    fn f32(&self, key: &str) -> Result<f32> {
+        self.read(key, || "a number".to_owned(), |text| text.parse().ok())
+    }
+
+    fn bool(&self, key: &str) -> Result<bool> {
+        self.read(key, || "true or false".to_owned(), |text| text.parse().ok())
+    }
+
+    fn one_of<T: Copy>(&self, key: &str, all: &[T], name: fn(T) -> &'static str) -> Result<T> {
+        let expected =
+            || crate::ini::alternatives(&all.iter().map(|v| name(*v)).collect::<Vec<_>>());
+        self.read(key, expected, |text| all.iter().copied().find(|value| name(*value) == text))
+    }
+}
