@@ -104,7 +104,7 @@ macro_rules! kernel {
 }
 
 kernel! {
-    /// [`scalar::matmul`]. Blocks are as large as the registers allow: 16 for AVX2, 32 for AVX-512.
+    /// [`scalar::matmul`], in the blocks that ran fastest.
     matmul<E>(out: &mut [f32], x: &[f32], w: &[E], bias: Option<&[f32]>, rows: usize),
     scalar: scalar::matmul(out, x, w, bias, rows),
     portable: kernels::matmul::<E, 2, 1>(out, x, w, bias, rows),
@@ -116,7 +116,7 @@ kernel! {
     avx512: if rows == 1 {
         kernels::matmul::<E, 4, 1>(out, x, w, bias, rows)
     } else {
-        kernels::matmul::<E, 4, 4>(out, x, w, bias, rows)
+        kernels::matmul::<E, 2, 2>(out, x, w, bias, rows)
     }
 }
 
