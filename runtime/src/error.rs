@@ -24,7 +24,7 @@ pub enum Error {
     Config {
         /// File and line as a user would look them up, such as `config.ini:12`.
         place: String,
-        /// The section, such as `model`.
+        /// The section, such as `model`; empty for a line outside of any.
         section: String,
         /// The key, such as `n_layer`; empty where the section itself is wrong.
         key: String,
@@ -78,11 +78,12 @@ impl fmt::Display for Error {
                 write!(f, "{action} {}: {source}", path.display())
             }
             Error::Config { place, section, key, found, expected, nearest } => {
-                write!(f, "{place}: [{section}]")?;
-                if !key.is_empty() {
-                    write!(f, " {key}")?;
+                write!(f, "{place}:")?;
+                if !section.is_empty() {
+                    let space = if key.is_empty() { "" } else { " " };
+                    write!(f, " [{section}]{space}{key}:")?;
                 }
-                write!(f, ": found {found}, expected {expected}")?;
+                write!(f, " found {found}, expected {expected}")?;
                 if let Some(nearest) = nearest {
                     write!(f, " (did you mean {nearest}?)")?;
                 }
