@@ -4,6 +4,7 @@
 use std::ops::RangeInclusive;
 
 use crate::error::{Error, Result};
+use crate::ini::{Ini, Key, Section, alternatives, range_text, shown};
 
 /// The largest and smallest numbers that a configuration or a model file may hold.
 ///
@@ -29,6 +30,40 @@ pub mod limits {
     /// An epsilon of 0 would turn a vector of zeros into NaN.
     pub const NORM_EPS: RangeInclusive<f64> = 1e-12..=1.0;
 }
+
+/// The sections of a configuration file: `[dataset]` is read by [`dataset`](crate::dataset),
+/// `[model]` here, `[train]` by the trainer.
+pub const SECTIONS: &[&str] = &["dataset", "model", "train"];
+
+/// Keys of `[model]`. The aliases are teenyGPT's names, but for [`NANOGPT_CONTEXT`].
+pub const MODEL_KEYS: &[Key] = &[
+    Key::with_aliases("n_layer", &["n_attn_layers"]),
+    Key::with_aliases("n_head", &["n_attn_heads"]),
+    Key::new("n_kv_head"),
+    Key::with_aliases("n_embd", &["n_dim"]),
+    Key::new("ffn_dim"),
+    Key::with_aliases("max_seq_len", &["n_context_max", NANOGPT_CONTEXT]),
+    Key::with_aliases("dropout", &["p_dropout"]),
+    Key::with_aliases("positional_encoding", &["positional_encoding_type"]),
+    Key::new("rope_theta"),
+    Key::with_aliases("norm", &["layer_norm_type"]),
+    Key::new("norm_eps"),
+    Key::new("final_norm"),
+    Key::with_aliases("ffn", &["ffn_type"]),
+    Key::new("bias"),
+    Key::new("attention_bias"),
+    Key::new("ffn_bias"),
+    Key::new("norm_bias"),
+    Key::new("lm_head_bias"),
+    Key::new("tie_embeddings"),
+];
+
+/// Key of `[train]`: how many tokens a training example has. It stands here because `teeny-run`
+/// takes prompts of that length from a split.
+pub const N_CONTEXT: Key = Key::with_aliases("n_context", &[NANOGPT_CONTEXT]);
+
+/// nanoGPT has one name for the context of the model and that of training.
+const NANOGPT_CONTEXT: &str = "block_size";
 
 /// How a model knows the order of its tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -256,14 +291,14 @@ impl ModelConfig {
                 return Err(Invalid { key, found: found.to_string(), expected });
             }
         }
-        for (key, found, range) in [
+        for (key, found, limits) in [
             ("rope_theta", self.rope_theta, limits::ROPE_THETA),
             ("norm_eps", self.norm_eps, limits::NORM_EPS),
         ] {
             // The limits as f32, or 1e-12 itself would lie outside of them.
-            let range = *range.start() as f32..=*range.end() as f32;
+            let range = *limits.start() as f32..=*limits.end() as f32;
             if !range.contains(&found) {
-                let expected = format!("a number from {:e} to {:e}", range.start(), range.end());
+                let expected = format!("a number{}", range_text(&limits));
                 return Err(Invalid { key, found: found.to_string(), expected });
             }
         }
@@ -390,6 +425,92 @@ impl ModelConfig {
     }
 }
 
+/// What the section `[model]` of a configuration says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelSection {
+    /// The shape of the model.
+    pub config: ModelConfig,
+    /// Probability that training zeroes an activation.
+    pub dropout: f64,
+    /// The keys as written, for errors that name them.
+    pub section: Section,
+}
+
+/// Reads the section `[model]` for a vocabulary of `vocab_size` tokens.
+///
+/// A key that is not there has the value of the reference configuration, `config.ini` at the
+/// project's root. In a file with teenyGPT's names it has the value that teenyGPT would give it.
+///
+/// # Errors
+/// [`Error::Config`] for an unknown key, an unreadable value, a number outside [`limits`], and a
+/// combination that cannot work.
+pub fn model_section(ini: &Ini, vocab_size: usize) -> Result<ModelSection> {
+    let s = ini.section("model", MODEL_KEYS)?;
+    let teenygpt = written_for_teenygpt(ini);
+    let norm = s.one_of("norm", Norm::SPELLINGS, Norm::LayerNorm)?;
+    let norm_eps = match norm {
+        Norm::RmsNorm if teenygpt => 1e-8,
+        Norm::None | Norm::LayerNorm | Norm::RmsNorm => 1e-5,
+    };
+    let ffn = s.one_of("ffn", Ffn::SPELLINGS, Ffn::Swiglu)?;
+    // `bias` stands for three keys, each of which may say otherwise.
+    let bias = |teenygpt_bias: bool| s.bool("bias", teenygpt && teenygpt_bias);
+    let n_head = s.usize("n_head", 8, limits::N_HEAD)?;
+    let n_embd = s.usize("n_embd", 256, limits::N_EMBD)?;
+    let config = ModelConfig {
+        vocab_size,
+        n_layer: s.usize("n_layer", 4, limits::N_LAYER)?,
+        n_head,
+        n_kv_head: s.usize("n_kv_head", n_head, limits::N_HEAD)?,
+        n_embd,
+        ffn_dim: s.usize("ffn_dim", n_embd, limits::FFN_DIM)?,
+        max_seq_len: s.usize("max_seq_len", 256, limits::MAX_SEQ_LEN)?,
+        positional_encoding: s.one_of(
+            "positional_encoding",
+            PositionalEncoding::SPELLINGS,
+            PositionalEncoding::Rope,
+        )?,
+        rope_theta: s.f64("rope_theta", 10_000.0, limits::ROPE_THETA)? as f32,
+        norm,
+        norm_eps: s.f64("norm_eps", norm_eps, limits::NORM_EPS)? as f32,
+        final_norm: s.bool("final_norm", !teenygpt)?,
+        ffn,
+        attention_bias: s.bool("attention_bias", bias(false)?)?,
+        ffn_bias: s.bool("ffn_bias", bias(ffn == Ffn::Classic)?)?,
+        norm_bias: s.bool("norm_bias", bias(true)? && norm == Norm::LayerNorm)?,
+        lm_head_bias: s.bool("lm_head_bias", teenygpt)?,
+        tie_embeddings: s.bool("tie_embeddings", false)?,
+    };
+    let dropout = s.f64("dropout", 0.2, 0.0..1.0)?;
+    config.check().map_err(|Invalid { key, found, expected }| s.error(key, found, expected))?;
+    Ok(ModelSection { config, dropout, section: s })
+}
+
+/// Whether the file's section `[model]` has any of teenyGPT's names. Overrides do not count, or
+/// `--set model.n_dim=128` would change more than the width.
+fn written_for_teenygpt(ini: &Ini) -> bool {
+    let is_teenygpt = |name: &str| {
+        let is = |alias: &&str| *alias != NANOGPT_CONTEXT && alias.eq_ignore_ascii_case(name);
+        MODEL_KEYS.iter().any(|key| key.aliases.iter().any(is))
+    };
+    ini.section_entries("model").any(|entry| !entry.is_override() && is_teenygpt(&entry.key))
+}
+
+/// Reads how many tokens a training example has from the section `[train]`, and nothing else from
+/// it. `max_seq_len` is the default and the most that the model can take.
+///
+/// # Errors
+/// [`Error::Config`] for anything but a whole number up to `max_seq_len`.
+pub fn n_context(ini: &Ini, max_seq_len: usize) -> Result<usize> {
+    let s = ini.section_part("train", &[N_CONTEXT])?;
+    let n_context = s.usize(N_CONTEXT.name, max_seq_len, limits::MAX_SEQ_LEN)?;
+    if n_context > max_seq_len {
+        let expected = format!("a whole number up to max_seq_len = {max_seq_len} in [model]");
+        return Err(s.error(N_CONTEXT.name, n_context.to_string(), expected));
+    }
+    Ok(n_context)
+}
+
 /// Typed reading of a model file's metadata.
 struct Metadata<F>(F);
 
@@ -403,7 +524,7 @@ impl<'a, F: Fn(&str) -> Option<&'a str>> Metadata<F> {
         let text = (self.0)(key);
         text.and_then(parse).ok_or_else(|| Error::Format {
             what: format!("metadata key {key}"),
-            found: text.map_or("nothing".to_owned(), crate::ini::shown),
+            found: text.map_or("nothing".to_owned(), shown),
             expected: expected(),
         })
     }
@@ -424,8 +545,10 @@ impl<'a, F: Fn(&str) -> Option<&'a str>> Metadata<F> {
     }
 
     fn one_of<T: Copy>(&self, key: &str, all: &[T], name: fn(T) -> &'static str) -> Result<T> {
-        let expected =
-            || crate::ini::alternatives(&all.iter().map(|v| name(*v)).collect::<Vec<_>>());
+        let expected = || alternatives(&all.iter().map(|v| name(*v)).collect::<Vec<_>>());
         self.read(key, expected, |text| all.iter().copied().find(|value| name(*value) == text))
     }
 }
+
+#[cfg(test)]
+mod tests;

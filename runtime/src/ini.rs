@@ -483,7 +483,7 @@ fn number(text: &str, range: &impl RangeBounds<f64>) -> Option<f64> {
 }
 
 /// A range in words, with a space before them; nothing for all numbers.
-fn range_text(range: &impl RangeBounds<f64>) -> String {
+pub(crate) fn range_text(range: &impl RangeBounds<f64>) -> String {
     // Small and large numbers as people write them: 1e-12, not 0.000000000001.
     let show = |n: &f64| {
         let plain = *n == 0.0 || (1e-4..1e6).contains(&n.abs());
