@@ -48,7 +48,7 @@ fn run(folder: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
         tie_embeddings: false,
     };
     let alphabet: String = (0..65u8).map(|i| char::from(b'0' + i)).collect();
-    let tokenizer = Tokenizer::Char(CharTokenizer::from_text(&alphabet)?);
+    let tokenizer = Tokenizer::Char(CharTokenizer::from_text(&alphabet));
     println!("instruction set: {}", Isa::detect().name());
     println!("{:<6} {:>9} {:>9} {:>11} {:>9} {:>7}", "dtype", "tok/s", "GB/s", "dot GB/s", "ratio", "prefill tok/s");
     for dtype in Dtype::ALL {

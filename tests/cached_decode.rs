@@ -1,0 +1,168 @@
+//! Decoding with the cache against recomputing: the same bits at every position, on every
+//! instruction set, and past the context.
+
+use std::sync::Arc;
+
+use teeny_runtime::cpu::Isa;
+use teeny_runtime::{
+    Cpu, Dtype, Ffn, Model, ModelConfig, Norm, Overflow, PositionalEncoding, Session,
+};
+use teeny_tests::{RandomModel, describe, every_kind, every_option, random_tokens, small};
+
+fn session(model: &Arc<Model<Cpu>>) -> Session {
+    Session::new(model, Overflow::Slide).expect("enough memory")
+}
+
+/// Bits, so that NaN equals itself and -0 differs from 0.
+fn bits(logits: &[f32]) -> Vec<u32> {
+    logits.iter().map(|l| l.to_bits()).collect()
+}
+
+#[test]
+fn decode_equals_full_recompute_at_every_position() {
+    for config in [every_kind(), every_option()].concat() {
+        let file = RandomModel::new(&config, Dtype::F32, 3);
+        let model = file.load(Cpu::new());
+        let tokens = random_tokens(config.max_seq_len, config.vocab_size, 4);
+        let mut cached = session(&model);
+        for n in 1..=tokens.len() {
+            let decoded = bits(cached.decode(tokens[n - 1]).expect("in the vocabulary"));
+            let recomputed = bits(session(&model).prefill(&tokens[..n]).expect("in the vocabulary"));
+            assert_eq!(decoded, recomputed, "{} at {n}", describe(&config));
+        }
+    }
+}
+
+/// Several times the context, in pieces of every size, whatever the encoding.
+#[test]
+fn any_split_into_pieces_gives_the_same_bits_past_the_context() {
+    for positional_encoding in PositionalEncoding::ALL {
+        for max_seq_len in [1, 2, 3, 24, 70] {
+            let config = ModelConfig {
+                max_seq_len,
+                ..small(*positional_encoding, Norm::LayerNorm, Ffn::Swiglu)
+            };
+            let file = RandomModel::new(&config, Dtype::F32, 5);
+            let model = file.load(Cpu::new());
+            let tokens = random_tokens(3 * max_seq_len + 150, config.vocab_size, 6);
+            let mut one_by_one = session(&model);
+            let expected: Vec<_> = tokens
+                .iter()
+                .map(|token| bits(one_by_one.decode(*token).expect("in the vocabulary")))
+                .collect();
+            for piece in [2, 7, 64, 65, 100, tokens.len()] {
+                let mut pieces = session(&model);
+                let mut fed = 0;
+                for piece in tokens.chunks(piece) {
+                    fed += piece.len();
+                    let found = bits(pieces.prefill(piece).expect("in the vocabulary"));
+                    let name = positional_encoding.name();
+                    assert_eq!(found, expected[fed - 1], "{name} context {max_seq_len} at {fed}");
+                }
+            }
+        }
+    }
+}
+
+/// A ring of relative positions keeps exactly the window: with one layer, what lies before the
+/// window has no way to reach the logits, and what lies in it does.
+#[test]
+fn the_window_is_exactly_the_context() {
+    let relative =
+        [PositionalEncoding::Rope, PositionalEncoding::Alibi, PositionalEncoding::None];
+    for positional_encoding in relative {
+        let config = ModelConfig { n_layer: 1, ..small(positional_encoding, Norm::RmsNorm, Ffn::Gelu) };
+        let file = RandomModel::new(&config, Dtype::F32, 7);
+        let model = file.load(Cpu::new());
+        let window = config.max_seq_len;
+        for n in [window, window + 1, 4 * window + 3] {
+            let tokens = random_tokens(n, config.vocab_size, 8);
+            let expected = bits(session(&model).prefill(&tokens).expect("in the vocabulary"));
+            let changed_at = |at: usize| {
+                let mut changed = tokens.clone();
+                changed[at] = (changed[at] + 1) % config.vocab_size as u32;
+                bits(session(&model).prefill(&changed).expect("in the vocabulary"))
+            };
+            assert_ne!(changed_at(n - window), expected, "the oldest token of the window counts");
+            if n > window {
+                assert_eq!(changed_at(n - window - 1), expected, "the one before it does not");
+            }
+        }
+    }
+}
+
+/// Absolute encodings forget down to half the context, then count on from there.
+#[test]
+fn absolute_encodings_restart_from_the_newest_half() {
+    let absolute = [
+        PositionalEncoding::Learned,
+        PositionalEncoding::Sinusoidal,
+        PositionalEncoding::LearnedSinusoidal,
+    ];
+    for positional_encoding in absolute {
+        let config = small(positional_encoding, Norm::LayerNorm, Ffn::Classic);
+        let file = RandomModel::new(&config, Dtype::F32, 9);
+        let model = file.load(Cpu::new());
+        let full = config.max_seq_len;
+        let tokens = random_tokens(full + 1, config.vocab_size, 10);
+        let found = bits(session(&model).prefill(&tokens).expect("in the vocabulary"));
+        let newest = &tokens[full - full / 2..];
+        assert_eq!(newest.len(), full / 2 + 1);
+        let expected = bits(session(&model).prefill(newest).expect("in the vocabulary"));
+        assert_eq!(found, expected, "{}", positional_encoding.name());
+    }
+}
+
+#[test]
+fn every_instruction_set_gives_the_same_bits() {
+    for dtype in Dtype::ALL {
+        for config in [every_kind(), every_option()].concat() {
+            let file = RandomModel::new(&config, *dtype, 11);
+            let tokens = random_tokens(40, config.vocab_size, 12);
+            let logits = |isa| {
+                let mut session = session(&file.load(Cpu::with_isa(isa)));
+                bits(session.prefill(&tokens).expect("in the vocabulary"))
+            };
+            let expected = logits(Isa::SCALAR);
+            for isa in Isa::available() {
+                let name = isa.name();
+                assert_eq!(logits(isa), expected, "{name} {} {}", dtype.name(), describe(&config));
+            }
+        }
+    }
+}
+
+#[test]
+fn stop_and_error_refuse_the_token_that_does_not_fit() {
+    for positional_encoding in PositionalEncoding::ALL {
+        let config = small(*positional_encoding, Norm::LayerNorm, Ffn::Swiglu);
+        let file = RandomModel::new(&config, Dtype::F32, 13);
+        let model = file.load(Cpu::new());
+        for overflow in [Overflow::Stop, Overflow::Error] {
+            let mut session = Session::new(&model, overflow).expect("enough memory");
+            let tokens = random_tokens(config.max_seq_len, config.vocab_size, 14);
+            let message = session.prefill(&[&tokens[..], &[0]].concat()).expect_err("one too many");
+            assert_eq!(
+                message.to_string(),
+                "context full: 25 tokens do not fit in max_seq_len = 24"
+            );
+            let full = bits(session.prefill(&tokens).expect("it fits exactly"));
+            assert_eq!(session.room(), Some(0));
+            session.decode(0).expect_err("no room");
+            assert_eq!(bits(session.logits()), full, "a refused token changes nothing");
+            session.reset();
+            assert_eq!(session.room(), Some(config.max_seq_len));
+            session.decode(0).expect("room again");
+        }
+    }
+}
+
+#[test]
+fn tokens_outside_the_vocabulary_are_refused() {
+    let file = RandomModel::new(&every_kind()[0], Dtype::F32, 15);
+    let mut session = session(&file.load(Cpu::new()));
+    let message = session.prefill(&[1, 29]).expect_err("29 entries").to_string();
+    assert_eq!(message, "token: found 29, expected an id below vocab_size = 29");
+    assert!(session.prefill(&[]).is_err());
+    assert_eq!(session.n_tokens(), 0);
+}

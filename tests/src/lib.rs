@@ -1,0 +1,189 @@
+//! What the tests share: model configurations, files of random weights, and the programs.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use teeny_runtime::format::{self, TensorSpec};
+use teeny_runtime::tokenizer::{CharTokenizer, Tokenizer};
+use teeny_runtime::{
+    Cpu, Dtype, Ffn, Model, ModelConfig, Norm, PositionalEncoding, Weights,
+};
+
+/// Token ids of the small models are below this.
+pub const VOCAB_SIZE: usize = 29;
+
+/// A small model with sizes that are no multiples of a vector register.
+pub fn small(positional_encoding: PositionalEncoding, norm: Norm, ffn: Ffn) -> ModelConfig {
+    ModelConfig {
+        vocab_size: VOCAB_SIZE,
+        n_layer: 2,
+        n_head: 3,
+        n_kv_head: 3,
+        n_embd: 30,
+        ffn_dim: 37,
+        max_seq_len: 24,
+        positional_encoding,
+        rope_theta: 10000.0,
+        norm,
+        norm_eps: 1e-5,
+        final_norm: true,
+        ffn,
+        attention_bias: false,
+        ffn_bias: false,
+        norm_bias: false,
+        lm_head_bias: false,
+        tie_embeddings: false,
+    }
+}
+
+/// Every positional encoding × norm × ffn.
+pub fn every_kind() -> Vec<ModelConfig> {
+    let mut configs = Vec::new();
+    for positional_encoding in PositionalEncoding::ALL {
+        for norm in Norm::ALL {
+            for ffn in Ffn::ALL {
+                configs.push(small(*positional_encoding, *norm, *ffn));
+            }
+        }
+    }
+    configs
+}
+
+/// The options that [`every_kind`] leaves at one value.
+pub fn every_option() -> Vec<ModelConfig> {
+    let base = small(PositionalEncoding::Rope, Norm::LayerNorm, Ffn::Swiglu);
+    let with = |change: &dyn Fn(&mut ModelConfig)| {
+        let mut config = base.clone();
+        change(&mut config);
+        config
+    };
+    vec![
+        with(&|c| c.final_norm = false),
+        with(&|c| c.attention_bias = true),
+        with(&|c| c.ffn_bias = true),
+        with(&|c| c.norm_bias = true),
+        with(&|c| c.lm_head_bias = true),
+        with(&|c| c.tie_embeddings = true),
+        with(&|c| (c.tie_embeddings, c.lm_head_bias) = (true, true)),
+        with(&|c| c.rope_theta = 500.0),
+        with(&|c| c.norm_eps = 0.1),
+        with(&|c| (c.norm, c.norm_eps) = (Norm::RmsNorm, 0.1)),
+        with(&|c| (c.n_head, c.n_kv_head) = (5, 1)),
+        with(&|c| (c.n_embd, c.n_head, c.n_kv_head) = (32, 8, 2)),
+        with(&|c| {
+            c.positional_encoding = PositionalEncoding::Alibi;
+            (c.n_embd, c.n_head, c.n_kv_head) = (36, 6, 3);
+        }),
+        with(&|c| (c.ffn, c.ffn_bias) = (Ffn::Classic, true)),
+        with(&|c| (c.ffn, c.ffn_bias) = (Ffn::Gelu, true)),
+        with(&|c| {
+            (c.attention_bias, c.ffn_bias, c.norm_bias, c.lm_head_bias) = (true, true, true, true);
+        }),
+        with(&|c| (c.n_layer, c.ffn_dim) = (1, 1)),
+        with(&|c| (c.n_embd, c.n_head, c.n_kv_head) = (128, 1, 1)),
+    ]
+}
+
+/// A name for messages.
+pub fn describe(c: &ModelConfig) -> String {
+    format!(
+        "{} {} {} heads {}/{} width {} ffn {} biases {}{}{}{} tied {} final norm {}",
+        c.positional_encoding.name(),
+        c.norm.name(),
+        c.ffn.name(),
+        c.n_head,
+        c.n_kv_head,
+        c.n_embd,
+        c.ffn_dim,
+        u8::from(c.attention_bias),
+        u8::from(c.ffn_bias),
+        u8::from(c.norm_bias),
+        u8::from(c.lm_head_bias),
+        c.tie_embeddings,
+        c.final_norm
+    )
+}
+
+/// Numbers from -1 to 1, the same for the same seed (a 64-bit linear congruential generator).
+pub struct Random(u64);
+
+impl Random {
+    /// A sequence of its own for each seed.
+    pub fn new(seed: u64) -> Random {
+        Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(1))
+    }
+
+    /// The next 32 bits.
+    pub fn bits(&mut self) -> u32 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 32) as u32
+    }
+
+    /// The next number in -1..1.
+    pub fn number(&mut self) -> f32 {
+        (self.bits() >> 8) as f32 / 8_388_608.0 - 1.0
+    }
+
+    /// The next index below `n`.
+    pub fn below(&mut self, n: usize) -> usize {
+        self.bits() as usize % n
+    }
+}
+
+/// A vocabulary of `n` characters.
+pub fn tokenizer(n: usize) -> Tokenizer {
+    let chars: String = ('A'..).take(n).collect();
+    Tokenizer::Char(CharTokenizer::from_text(&chars))
+}
+
+/// Random weights of a size that keeps activations near one.
+pub fn random_values(spec: &TensorSpec, random: &mut Random) -> Vec<f32> {
+    let (mean, spread) = match spec.shape.as_slice() {
+        [_] if spec.name.ends_with("norm.weight") => (1.0, 0.3),
+        [_] => (0.0, 0.3),
+        _ if spec.name.contains("embed_tokens") => (0.0, 1.0),
+        [_, width] => (0.0, (3.0 / *width as f32).sqrt()),
+        _ => (0.0, 1.0),
+    };
+    (0..spec.len()).map(|_| mean + spread * random.number()).collect()
+}
+
+/// Writes a model of random weights.
+pub fn write_random(path: &Path, config: &ModelConfig, dtype: Dtype, seed: u64) {
+    let mut random = Random::new(seed);
+    format::write_model(path, config, &tokenizer(config.vocab_size), &[], dtype, &mut |spec| {
+        random_values(spec, &mut random)
+    })
+    .expect("a valid configuration and a folder that can be written");
+}
+
+/// A file of random weights in a folder of its own, which vanishes with the value.
+pub struct RandomModel {
+    folder: tempfile::TempDir,
+}
+
+impl RandomModel {
+    /// Writes the file.
+    pub fn new(config: &ModelConfig, dtype: Dtype, seed: u64) -> RandomModel {
+        let model = RandomModel { folder: tempfile::tempdir().expect("a temporary folder") };
+        write_random(&model.path(), config, dtype, seed);
+        model
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> PathBuf {
+        self.folder.path().join("model.safetensors")
+    }
+
+    /// The model on the given backend.
+    pub fn load(&self, backend: Cpu) -> Arc<Model<Cpu>> {
+        let weights = Weights::map(&self.path()).expect("a file of our own");
+        Arc::new(Model::load(backend, &weights).expect("enough memory"))
+    }
+}
+
+/// A sequence of `n` random tokens.
+pub fn random_tokens(n: usize, vocab_size: usize, seed: u64) -> Vec<u32> {
+    let mut random = Random::new(seed);
+    (0..n).map(|_| random.below(vocab_size) as u32).collect()
+}
