@@ -300,6 +300,11 @@ pub struct Section {
 }
 
 impl Section {
+    /// A section without entries, as if the file lacked it.
+    pub fn empty(name: &'static str, keys: &'static [Key]) -> Section {
+        Section { path: String::new(), name, keys, found: Vec::new() }
+    }
+
     fn entry(&self, key: &str) -> Option<&Entry> {
         // A reader and its table of keys are written together: a key outside it is our mistake.
         debug_assert!(self.keys.iter().any(|known| known.name == key), "{key} is not in the table");
@@ -328,7 +333,7 @@ impl Section {
     }
 
     fn error_near(&self, key: &str, found: String, expected: &str, near: Option<&str>) -> Error {
-        // A section that no file was read for stands for the built-in defaults.
+        // Without a file, the values come from a program.
         let path = if self.path.is_empty() { "configuration" } else { &self.path };
         let entry = self.found.iter().find(|(name, _)| *name == key).map(|(_, entry)| entry);
         let place = entry.map_or(path, |entry| &entry.place).to_owned();
