@@ -335,11 +335,12 @@ impl Dataset {
 
     fn from_text(config: &DatasetConfig, text: &str, tokenizer: Tokenizer) -> Result<Dataset> {
         config.check_fractions()?;
-        let tokens = tokenizer.encode(text).map_err(|error| match error {
-            Error::Tokenizer(why) => {
+        let tokens = tokenizer.encode(text).map_err(|error| {
+            if let Error::Tokenizer(why) = error {
                 Error::Tokenizer(format!("{}: {why}", config.input_file.display()))
+            } else {
+                error
             }
-            other => other,
         })?;
         let splits = match config.split {
             SplitMode::Chunks => split_chunks(config, &tokens)?,

@@ -21,20 +21,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A configuration file or an override of it is wrong.
-    Config {
-        /// File and line as a user would look them up, such as `config.ini:12`.
-        place: String,
-        /// The section, such as `model`; empty for a line outside of any.
-        section: String,
-        /// The key, such as `n_layer`; empty where the section itself is wrong.
-        key: String,
-        /// What stands there.
-        found: String,
-        /// What may stand there.
-        expected: String,
-        /// The valid key or value nearest to what was found.
-        nearest: Option<String>,
-    },
+    Config(Box<ConfigError>),
     /// A model file is damaged, foreign or contradicts itself.
     Format {
         /// The tensor, metadata key or part of the file.
@@ -71,24 +58,46 @@ pub enum Error {
     },
 }
 
+/// What is wrong with a configuration. Boxed, so that results stay small where all goes well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// File and line as a user would look them up, such as `config.ini:12`.
+    pub place: String,
+    /// The section, such as `model`; empty for a line outside of any.
+    pub section: String,
+    /// The key, such as `n_layer`; empty where the section itself is wrong.
+    pub key: String,
+    /// What stands there.
+    pub found: String,
+    /// What may stand there.
+    pub expected: String,
+    /// The valid key or value nearest to what was found.
+    pub nearest: Option<String>,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ConfigError { place, section, key, found, expected, nearest } = self;
+        write!(f, "{place}:")?;
+        if !section.is_empty() {
+            let space = if key.is_empty() { "" } else { " " };
+            write!(f, " [{section}]{space}{key}:")?;
+        }
+        write!(f, " found {found}, expected {expected}")?;
+        if let Some(nearest) = nearest {
+            write!(f, " (did you mean {nearest}?)")?;
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::Io { action, path, source } => {
                 write!(f, "{action} {}: {source}", path.display())
             }
-            Error::Config { place, section, key, found, expected, nearest } => {
-                write!(f, "{place}:")?;
-                if !section.is_empty() {
-                    let space = if key.is_empty() { "" } else { " " };
-                    write!(f, " [{section}]{space}{key}:")?;
-                }
-                write!(f, " found {found}, expected {expected}")?;
-                if let Some(nearest) = nearest {
-                    write!(f, " (did you mean {nearest}?)")?;
-                }
-                Ok(())
-            }
+            Error::Config(error) => error.fmt(f),
             Error::Format { what, found, expected } => {
                 write!(f, "model file: {what}: found {found}, expected {expected}")
             }
@@ -111,7 +120,7 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Error::Io { source, .. } => Some(source),
-            Error::Config { .. }
+            Error::Config(_)
             | Error::Format { .. }
             | Error::Tokenizer(_)
             | Error::ContextFull { .. }

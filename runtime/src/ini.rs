@@ -13,7 +13,7 @@
 use std::ops::{Bound, RangeBounds, RangeInclusive};
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result};
+use crate::error::{ConfigError, Error, Result};
 
 /// One `key = value` of a file, or of an override.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -263,14 +263,14 @@ fn config_error(
     expected: &str,
     nearest: Option<&str>,
 ) -> Error {
-    Error::Config {
+    Error::Config(Box::new(ConfigError {
         place,
         section: section.to_owned(),
         key: key.to_owned(),
         found,
         expected: expected.to_owned(),
         nearest: nearest.map(str::to_owned),
-    }
+    }))
 }
 
 /// The line up to a comment: behind `#` or `;` at its start or after white space.
