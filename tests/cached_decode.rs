@@ -27,7 +27,8 @@ fn decode_equals_full_recompute_at_every_position() {
         let mut cached = session(&model);
         for n in 1..=tokens.len() {
             let decoded = bits(cached.decode(tokens[n - 1]).expect("in the vocabulary"));
-            let recomputed = bits(session(&model).prefill(&tokens[..n]).expect("in the vocabulary"));
+            let recomputed =
+                bits(session(&model).prefill(&tokens[..n]).expect("in the vocabulary"));
             assert_eq!(decoded, recomputed, "{} at {n}", describe(&config));
         }
     }
@@ -68,10 +69,10 @@ fn any_split_into_pieces_gives_the_same_bits_past_the_context() {
 /// window has no way to reach the logits, and what lies in it does.
 #[test]
 fn the_window_is_exactly_the_context() {
-    let relative =
-        [PositionalEncoding::Rope, PositionalEncoding::Alibi, PositionalEncoding::None];
+    let relative = [PositionalEncoding::Rope, PositionalEncoding::Alibi, PositionalEncoding::None];
     for positional_encoding in relative {
-        let config = ModelConfig { n_layer: 1, ..small(positional_encoding, Norm::RmsNorm, Ffn::Gelu) };
+        let config =
+            ModelConfig { n_layer: 1, ..small(positional_encoding, Norm::RmsNorm, Ffn::Gelu) };
         let file = RandomModel::new(&config, Dtype::F32, 7);
         let model = file.load(Cpu::new());
         let window = config.max_seq_len;

@@ -1,2 +1,315 @@
-//! `teeny-run`: arguments and printing only.
-fn main() {}
+//! `teeny-run`: arguments and printing only. Text goes to standard output, all else to standard
+//! error. Exit codes: 0 done, 1 the output could not be written, 2 wrong arguments or files.
+
+use std::io::{IsTerminal, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::{CommandFactory, Parser, ValueEnum};
+use teeny_runtime::config::n_context;
+use teeny_runtime::cpu::Isa;
+use teeny_runtime::dataset::{Dataset, Split, SplitMix64, dataset_section};
+use teeny_runtime::ini::Ini;
+use teeny_runtime::{
+    Cpu, EndReason, Error, GenerateOptions, Generation, Model, Overflow, Sampler, SamplerOptions,
+    Session, Weights, generate,
+};
+
+const DEFAULT_MODEL: &str = "data/shakespeare.safetensors";
+
+/// Continues text with a model that teeny-train has exported.
+#[derive(Parser)]
+#[command(name = "teeny-run", version = version(), max_term_width = 100)]
+struct Args {
+    /// Model file [default: data/shakespeare.safetensors, here or in the source folder]
+    #[arg(short, long, value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// Text to continue; none or an empty one begins after a line break
+    #[arg(short, long, value_name = "TEXT", conflicts_with_all = ["file", "split"])]
+    prompt: Option<String>,
+    /// Continue the text of a file instead
+    #[arg(short, long, value_name = "FILE", conflicts_with = "split")]
+    file: Option<PathBuf>,
+    /// Tokens to generate
+    #[arg(short = 'n', long, visible_alias = "n-predict", value_name = "N", default_value_t = 256)]
+    length: usize,
+    /// Divides the logits: lower is safer, 0 always takes the most likely token
+    #[arg(long, visible_alias = "temp", value_name = "T", default_value_t = 0.8)]
+    temperature: f32,
+    /// Draw from the K most likely tokens only; 0 is off
+    #[arg(long, value_name = "K", default_value_t = 40)]
+    top_k: usize,
+    /// Draw from the most likely tokens that together reach probability P; 1 is off
+    #[arg(long, value_name = "P", default_value_t = 0.95)]
+    top_p: f32,
+    /// Draw only tokens at least P times as likely as the most likely one; 0 is off
+    #[arg(long, value_name = "P", default_value_t = 0.05)]
+    min_p: f32,
+    /// Make the last 64 tokens less likely; 1 is off
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    repeat_penalty: f32,
+    /// The same seed gives the same text [default: from the clock, shown by --stats]
+    #[arg(short, long, value_name = "N")]
+    seed: Option<u64>,
+    /// End when this text appears, without printing it; may be given several times
+    #[arg(short = 'r', long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// What to do past the model's context: slide goes on without end
+    #[arg(long, value_name = "POLICY", value_enum, default_value = "slide")]
+    overflow: Policy,
+    /// Print the generated text only
+    #[arg(long)]
+    no_display_prompt: bool,
+    /// Report time to first token, tokens per second and bytes per second
+    #[arg(long)]
+    stats: bool,
+    /// Continue random places of the corpus of this configuration instead of a prompt
+    #[arg(long, value_name = "FILE", requires = "split")]
+    config: Option<PathBuf>,
+    /// Which part of that corpus
+    #[arg(long, value_name = "SPLIT", value_enum, requires = "config")]
+    split: Option<SplitName>,
+    /// How many places
+    #[arg(long, value_name = "N", default_value_t = 5, requires = "split")]
+    examples: usize,
+    /// Print shell completions and exit
+    #[arg(long, value_name = "SHELL", exclusive = true)]
+    completions: Option<clap_complete::Shell>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Policy {
+    /// Forget the oldest tokens
+    Slide,
+    /// End the text
+    Stop,
+    /// Fail
+    Error,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum SplitName {
+    Train,
+    Val,
+    Test,
+}
+
+/// Version, and what this build can run on here.
+fn version() -> String {
+    format!(
+        "{} (backends: cpu; instruction sets here: {})",
+        env!("CARGO_PKG_VERSION"),
+        Isa::available().iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", ")
+    )
+}
+
+/// Why the program ends early.
+enum Failure {
+    /// Something the user can put right.
+    Use(String),
+    /// Standard output was closed or is full.
+    Output(std::io::Error),
+}
+
+impl From<Error> for Failure {
+    fn from(e: Error) -> Failure {
+        Failure::Use(e.to_string())
+    }
+}
+
+fn main() -> ExitCode {
+    let start = Instant::now();
+    let args = Args::parse();
+    if let Some(shell) = args.completions {
+        clap_complete::generate(shell, &mut Args::command(), "teeny-run", &mut std::io::stdout());
+        return ExitCode::SUCCESS;
+    }
+    match run(&args, start) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Use(message)) => {
+            eprintln!("teeny-run: {message}");
+            ExitCode::from(2)
+        }
+        // A reader that closes the pipe, as `head` does, has what it wanted.
+        Err(Failure::Output(e)) if e.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(Failure::Output(e)) => {
+            eprintln!("teeny-run: cannot write the text: {e}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn run(args: &Args, start: Instant) -> Result<(), Failure> {
+    let mut sampler_options = SamplerOptions {
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        min_p: args.min_p,
+        repeat_penalty: args.repeat_penalty,
+        seed: args.seed.unwrap_or_else(clock_seed),
+        ..SamplerOptions::default()
+    };
+    Sampler::new(sampler_options.clone())?;
+    let path = args.model.clone().unwrap_or_else(default_model);
+    let weights = Weights::map(&path)?;
+    let model = Arc::new(Model::load(Cpu::new(), &weights)?);
+    let mut session = Session::new(&model, args.overflow.into())?;
+    let options = GenerateOptions { max_tokens: args.length, stop: args.stop.clone() };
+
+    if let (Some(config), Some(split)) = (&args.config, args.split) {
+        let seed = sampler_options.seed;
+        let prompts = corpus_prompts(&model, config, split, args.examples, seed)?;
+        for (i, prompt) in prompts.iter().enumerate() {
+            let title = format!("EXAMPLE {}", i + 1);
+            let rule = "-".repeat(title.len());
+            print(&format!("\n{rule}\n{title}\n{rule}\n\n"))?;
+            if !args.no_display_prompt {
+                let text = model.tokenizer().decode(prompt)?;
+                print(&format!("{} [[START]] ", String::from_utf8_lossy(&text)))?;
+            }
+            // Each example has random numbers of its own, and --examples 1 gives the first.
+            sampler_options.seed = seed.wrapping_add(i as u64);
+            let mut sampler = Sampler::new(sampler_options.clone())?;
+            session.reset();
+            let done = stream(&mut session, &mut sampler, prompt, &options)?;
+            print("\n")?;
+            if args.stats {
+                report(&model, &done, sampler_options.seed, start);
+            }
+        }
+        return Ok(());
+    }
+
+    let text = prompt_text(args)?;
+    let prompt = model.tokenizer().encode(if text.is_empty() { "\n" } else { &text })?;
+    if !args.no_display_prompt {
+        print(&text)?;
+    }
+    let seed = sampler_options.seed;
+    let mut sampler = Sampler::new(sampler_options)?;
+    let done = stream(&mut session, &mut sampler, &prompt, &options)?;
+    if std::io::stdout().is_terminal() {
+        print("\n")?;
+    }
+    if done.reason == EndReason::ContextFull {
+        eprintln!("teeny-run: the context of {} tokens is full", model.config().max_seq_len);
+    }
+    if args.stats {
+        report(&model, &done, seed, start);
+    }
+    Ok(())
+}
+
+impl From<Policy> for Overflow {
+    fn from(policy: Policy) -> Overflow {
+        match policy {
+            Policy::Slide => Overflow::Slide,
+            Policy::Stop => Overflow::Stop,
+            Policy::Error => Overflow::Error,
+        }
+    }
+}
+
+/// Generates and prints each piece of text as it comes.
+fn stream(
+    session: &mut Session,
+    sampler: &mut Sampler,
+    prompt: &[u32],
+    options: &GenerateOptions,
+) -> Result<Generation, Failure> {
+    let mut failure = None;
+    let done = generate(session, sampler, prompt, options, &mut |text| match print(text) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(e) => {
+            failure = Some(e);
+            ControlFlow::Break(())
+        }
+    })?;
+    failure.map_or(Ok(done), Err)
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Failure::Output)
+}
+
+/// The default model, relative to the current folder or to where the source was built.
+fn default_model() -> PathBuf {
+    let here = PathBuf::from(DEFAULT_MODEL);
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(DEFAULT_MODEL);
+    if !here.exists() && source.exists() { source } else { here }
+}
+
+fn prompt_text(args: &Args) -> Result<String, Failure> {
+    if let Some(path) = &args.file {
+        return std::fs::read_to_string(path)
+            .map_err(|e| Failure::Use(format!("--file {}: {e}", path.display())));
+    }
+    Ok(args.prompt.clone().unwrap_or_default())
+}
+
+/// Prompts of the configuration's `n_context` tokens from random places of a split.
+fn corpus_prompts(
+    model: &Model<Cpu>,
+    config: &Path,
+    split: SplitName,
+    examples: usize,
+    seed: u64,
+) -> Result<Vec<Vec<u32>>, Failure> {
+    let ini = Ini::read(config)?;
+    ini.check_sections(teeny_runtime::config::SECTIONS)?;
+    let dataset = Dataset::load_with(&dataset_section(&ini)?, model.tokenizer().clone())?;
+    let n_context = n_context(&ini, model.config().max_seq_len)?;
+    dataset.check_context(n_context)?;
+    let split = match split {
+        SplitName::Train => Split::Train,
+        SplitName::Val => Split::Val,
+        SplitName::Test => Split::Test,
+    };
+    let mut rng = SplitMix64::new(seed);
+    let window = |_| Ok(dataset.chunks(split).random_window(n_context, &mut rng)?.to_vec());
+    (0..examples).map(window).collect()
+}
+
+/// A seed that differs from run to run.
+fn clock_seed() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |now| now.as_nanos() as u64)
+}
+
+fn report(model: &Model<Cpu>, done: &Generation, seed: u64, start: Instant) {
+    let c = model.config();
+    eprintln!(
+        "model    {:.2} M parameters, {} layers, {} heads, width {}, context {}, {:.1} MB",
+        model.n_params() as f64 / 1e6,
+        c.n_layer,
+        c.n_head,
+        c.n_embd,
+        c.max_seq_len,
+        model.n_bytes() as f64 / 1e6
+    );
+    eprintln!("device   cpu, {}, 1 thread", model.backend().isa().name());
+    eprintln!("seed     {seed}");
+    let prefill = done.prefill_time.as_secs_f64();
+    eprintln!(
+        "prompt   {} tokens in {:.1} ms, {:.0} tok/s",
+        done.prompt_tokens,
+        prefill * 1e3,
+        done.prompt_tokens as f64 / prefill
+    );
+    let first = start.elapsed().saturating_sub(done.decode_time).as_secs_f64();
+    eprintln!("first    token {:.1} ms after the start of the program", first * 1e3);
+    if done.decode_steps > 0 {
+        let per_token = done.decode_time.as_secs_f64() / done.decode_steps as f64;
+        eprintln!(
+            "decode   {} tokens in {:.1} ms, {:.0} tok/s, {:.1} GB/s of weights",
+            done.tokens,
+            done.decode_time.as_secs_f64() * 1e3,
+            1.0 / per_token,
+            model.n_bytes() as f64 / per_token / 1e9
+        );
+    }
+}

@@ -5,9 +5,7 @@ use std::sync::Arc;
 
 use teeny_runtime::format::{self, TensorSpec};
 use teeny_runtime::tokenizer::{CharTokenizer, Tokenizer};
-use teeny_runtime::{
-    Cpu, Dtype, Ffn, Model, ModelConfig, Norm, PositionalEncoding, Weights,
-};
+use teeny_runtime::{Cpu, Dtype, Ffn, Model, ModelConfig, Norm, PositionalEncoding, Weights};
 
 /// Token ids of the small models are below this.
 pub const VOCAB_SIZE: usize = 29;
@@ -115,7 +113,8 @@ impl Random {
 
     /// The next 32 bits.
     pub fn bits(&mut self) -> u32 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 32) as u32
     }
 

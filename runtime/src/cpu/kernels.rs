@@ -8,10 +8,7 @@ use super::scalar::{Element, LANES, biased, sum_lanes};
 
 /// Dot products of R weight rows with T activation rows, all of one length. Result: (T, R)
 #[inline(always)]
-fn dots<E: Element, const R: usize, const T: usize>(
-    w: [&[E]; R],
-    x: [&[f32]; T],
-) -> [[f32; R]; T] {
+fn dots<E: Element, const R: usize, const T: usize>(w: [&[E]; R], x: [&[f32]; T]) -> [[f32; R]; T] {
     let len = x[0].len();
     let w = w.map(|w| &w[..len]);
     let x = x.map(|x| &x[..len]);

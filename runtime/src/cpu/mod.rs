@@ -187,7 +187,8 @@ impl Backend for Cpu {
         let mut row = 0;
         for span in spans {
             for i in 0..span.rows {
-                let (k, v) = (&k[(row + i) * kv_dim..][..kv_dim], &v[(row + i) * kv_dim..][..kv_dim]);
+                let (k, v) =
+                    (&k[(row + i) * kv_dim..][..kv_dim], &v[(row + i) * kv_dim..][..kv_dim]);
                 store(span.cache, layer, span.pos + i, k, v);
             }
             for i in 0..span.rows {
