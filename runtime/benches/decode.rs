@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use teeny_runtime::cpu::Isa;
 use teeny_runtime::tokenizer::{CharTokenizer, Tokenizer};
 use teeny_runtime::{
-    Cpu, Dtype, Ffn, Model, ModelConfig, Norm, Overflow, PositionalEncoding, Session, Weights, format,
+    Cpu, Dtype, Ffn, Model, ModelConfig, Norm, Overflow, PositionalEncoding, Session, Weights,
+    format,
 };
 
 const ROUNDS: usize = 15;
@@ -50,7 +51,10 @@ fn run(folder: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
     let alphabet: String = (0..65u8).map(|i| char::from(b'0' + i)).collect();
     let tokenizer = Tokenizer::Char(CharTokenizer::from_text(&alphabet));
     println!("instruction set: {}", Isa::detect().name());
-    println!("{:<6} {:>9} {:>9} {:>11} {:>9} {:>7}", "dtype", "tok/s", "GB/s", "dot GB/s", "ratio", "prefill tok/s");
+    println!(
+        "{:<6} {:>9} {:>9} {:>11} {:>9} {:>7}",
+        "dtype", "tok/s", "GB/s", "dot GB/s", "ratio", "prefill tok/s"
+    );
     for dtype in Dtype::ALL {
         let path = folder.join(dtype.name());
         let mut random = 1u32;

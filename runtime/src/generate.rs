@@ -219,7 +219,10 @@ mod tests {
 
     #[test]
     fn a_stop_text_across_tokens_is_found_and_held_back() {
-        assert_eq!(stream(&[b"one", b" E", b"N", b"D two"], &["END"]), (vec!["one".into(), " ".into()], true));
+        assert_eq!(
+            stream(&[b"one", b" E", b"N", b"D two"], &["END"]),
+            (vec!["one".into(), " ".into()], true)
+        );
         assert_eq!(stream(&[b" E", b"N", b"d"], &["END"]).0, [" ", "ENd"]);
         assert_eq!(stream(&[b" E", b"N"], &["END"]).0, [" ", "EN"]);
         assert_eq!(stream(&[b"abc"], &["c", "b", ""]), (vec!["a".into()], true));

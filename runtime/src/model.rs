@@ -55,20 +55,20 @@ struct Layer<B: Backend> {
 /// Activations of one forward pass of up to `rows` rows; made once, used for every pass.
 pub struct Activations<B: Backend> {
     rows: usize,
-    x: B::Buffer,         // (rows, n_embd): the residual
-    normed: B::Buffer,    // (rows, n_embd)
-    q: B::Buffer,         // (rows, n_head, head_dim)
-    k: B::Buffer,         // (rows, n_kv_head, head_dim)
-    v: B::Buffer,         // (rows, n_kv_head, head_dim)
-    mixed: B::Buffer,     // (rows, n_head, head_dim): what attention returns
-    branch: B::Buffer,    // (rows, n_embd): what is added to the residual
-    gate: B::Buffer,      // (rows, ffn_dim)
-    up: B::Buffer,        // (rows, ffn_dim)
-    encoding: B::Buffer,  // (rows, max(head_dim, n_embd, 16)): rotations or sinusoids
-    host: Vec<f32>,       // the same on the host
-    positions: Vec<u32>,  // (rows)
-    last: B::Buffer,      // (rows, n_embd): the rows that logits are wanted for
-    logits: B::Buffer,    // (rows, vocab_size)
+    x: B::Buffer,        // (rows, n_embd): the residual
+    normed: B::Buffer,   // (rows, n_embd)
+    q: B::Buffer,        // (rows, n_head, head_dim)
+    k: B::Buffer,        // (rows, n_kv_head, head_dim)
+    v: B::Buffer,        // (rows, n_kv_head, head_dim)
+    mixed: B::Buffer,    // (rows, n_head, head_dim): what attention returns
+    branch: B::Buffer,   // (rows, n_embd): what is added to the residual
+    gate: B::Buffer,     // (rows, ffn_dim)
+    up: B::Buffer,       // (rows, ffn_dim)
+    encoding: B::Buffer, // (rows, max(head_dim, n_embd, 16)): rotations or sinusoids
+    host: Vec<f32>,      // the same on the host
+    positions: Vec<u32>, // (rows)
+    last: B::Buffer,     // (rows, n_embd): the rows that logits are wanted for
+    logits: B::Buffer,   // (rows, vocab_size)
 }
 
 impl<B: Backend> Activations<B> {
@@ -387,10 +387,7 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     fn linear(&self, name: &str, bias: bool) -> Result<Linear<B>> {
-        Ok(Linear {
-            weight: self.matrix(&format!("{name}.weight"))?,
-            bias: self.bias(name, bias)?,
-        })
+        Ok(Linear { weight: self.matrix(&format!("{name}.weight"))?, bias: self.bias(name, bias)? })
     }
 
     fn norm(&self, name: &str) -> Result<Option<NormWeights<B::Vector>>> {

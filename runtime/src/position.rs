@@ -60,7 +60,10 @@ mod tests {
 
     #[test]
     fn slopes_of_a_power_of_two_halve() {
-        assert_eq!(alibi_slopes(8), [0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625, 0.0078125, 0.00390625]);
+        assert_eq!(
+            alibi_slopes(8),
+            [0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625, 0.0078125, 0.00390625]
+        );
     }
 
     /// Values of `transformers.models.bloom.modeling_bloom.build_alibi_tensor` for six heads.

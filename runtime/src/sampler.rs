@@ -302,7 +302,8 @@ mod tests {
         }
         for (count, weight) in counts.iter().zip(weights) {
             let p = weight / total;
-            let deviation = (*count as f64 - p * f64::from(n)) / (p * (1.0 - p) * f64::from(n)).sqrt();
+            let deviation =
+                (*count as f64 - p * f64::from(n)) / (p * (1.0 - p) * f64::from(n)).sqrt();
             assert!(deviation.abs() < 4.0, "{counts:?}");
         }
     }

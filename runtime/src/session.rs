@@ -122,8 +122,7 @@ impl<B: Backend> Session<B> {
     /// Runs tokens through the model at the positions that follow, in passes of limited size.
     fn feed(&mut self, tokens: &[u32]) -> Result<()> {
         for tokens in tokens.chunks(self.activations.rows()) {
-            let mut spans =
-                [Span { rows: tokens.len(), pos: self.pos, cache: &mut self.cache }];
+            let mut spans = [Span { rows: tokens.len(), pos: self.pos, cache: &mut self.cache }];
             self.model.forward(tokens, &mut spans, LogitRows::Last, &mut self.activations)?;
             self.pos += tokens.len();
         }
@@ -157,7 +156,9 @@ impl<B: Backend> Session<B> {
             PositionalEncoding::Learned
             | PositionalEncoding::Sinusoidal
             | PositionalEncoding::LearnedSinusoidal => true,
-            PositionalEncoding::None | PositionalEncoding::Alibi | PositionalEncoding::Rope => false,
+            PositionalEncoding::None | PositionalEncoding::Alibi | PositionalEncoding::Rope => {
+                false
+            }
         }
     }
 

@@ -150,7 +150,8 @@ fn read_header(bytes: &[u8]) -> Result<(usize, Metadata)> {
     // `read_metadata` has checked that 8 + length lies within the file and is UTF-8 JSON.
     let data_start = 8 + length;
     let json = String::from_utf8_lossy(&bytes[8..data_start]);
-    let checked = serde_json::Deserializer::from_str(&json).deserialize_map(UniqueKeys { depth: 0 });
+    let checked =
+        serde_json::Deserializer::from_str(&json).deserialize_map(UniqueKeys { depth: 0 });
     if let Err(e) = checked {
         return Err(damaged("header", e.to_string(), "each name once".to_owned()));
     }
