@@ -1,0 +1,45 @@
+//! Links libtorch so that the finished binaries run with no environment variables, and with CUDA.
+//!
+//! Reads LIBTORCH itself instead of depending on torch-sys: so this script runs before torch-sys
+//! compiles, and a missing libtorch is reported here, in words, rather than by the C++ compiler.
+
+use std::path::{Path, PathBuf};
+
+fn main() {
+    for name in ["LIBTORCH", "LIBTORCH_LIB"] {
+        println!("cargo:rerun-if-env-changed={name}");
+    }
+    let root = std::env::var_os("LIBTORCH_LIB").or_else(|| std::env::var_os("LIBTORCH"));
+    let Some(lib) = root.map(|root| PathBuf::from(root).join("lib")) else {
+        // torch-sys then uses libtorch in /usr/lib, where the loader finds it too.
+        if !Path::new("/usr/lib/libtorch.so").exists() {
+            fail("LIBTORCH is not set (.cargo/config.toml of the repository sets it)");
+        }
+        return;
+    };
+    // Through the symbolic link to the true folder: libtorch's own libraries look for CUDA's
+    // relative to where they lie.
+    let lib = match lib.canonicalize() {
+        Ok(lib) if lib.join("libtorch_cpu.so").exists() => lib,
+        Ok(_) | Err(_) => fail(&format!("no libtorch in {}", lib.display())),
+    };
+    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+    println!("cargo:rustc-link-arg=-L{}", lib.display());
+    // Nothing in our code names a symbol of libtorch_cuda: it registers itself when it is loaded.
+    // Without this the linker drops it, and the binary finds no GPU on a machine that has one.
+    println!("cargo:rustc-link-arg=-Wl,--no-as-needed");
+    println!("cargo:rustc-link-arg=-ltorch");
+    if lib.join("libtorch_cuda.so").exists() {
+        println!("cargo:rustc-link-arg=-ltorch_cuda");
+    }
+    // See src/mkl.rs.
+    println!("cargo:rustc-link-arg=-Wl,--export-dynamic-symbol=mkl_serv_intel_cpu_true");
+}
+
+fn fail(reason: &str) -> ! {
+    eprintln!("{reason}.");
+    eprintln!(
+        "The trainer needs libtorch 2.11.0: run trainer/setup.sh at the root of the repository, then build again."
+    );
+    std::process::exit(1);
+}

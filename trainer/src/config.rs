@@ -1,0 +1,218 @@
+//! The section `[train]`, and everything that one run needs, resolved and checked.
+
+use std::path::{Path, PathBuf};
+
+use teeny_runtime::config::{ModelConfig, ModelSection, model_section};
+use teeny_runtime::dataset::{Dataset, Split, dataset_section};
+use teeny_runtime::format::{Dtype, n_params};
+use teeny_runtime::ini::{Ini, Key, Section};
+
+use crate::error::Result;
+
+const fn key(name: &'static str, aliases: &'static [&'static str]) -> Key {
+    Key { name, aliases }
+}
+
+/// The keys of `[train]`; the aliases are nanoGPT's names.
+pub const KEYS: &[Key] = &[
+    key("n_iters", &["max_iters"]),
+    key("n_context", &["block_size"]),
+    key("n_batch", &["batch_size"]),
+    key("n_est_loss_iters", &["eval_interval"]),
+    key("n_est_loss_batches", &["eval_iters"]),
+    key("lr_max", &["learning_rate"]),
+    key("lr_min", &["min_lr"]),
+    key("weight_decay", &[]),
+    key("betas", &[]),
+    key("checkpoint_file", &[]),
+    key("export_file", &[]),
+    key("export_dtype", &[]),
+    key("seed", &[]),
+    key("sample_length", &[]),
+    key("device", &[]),
+    key("threads", &[]),
+];
+
+/// The section `[train]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainConfig {
+    /// Steps of the optimizer.
+    pub n_iters: u64,
+    /// Tokens that the model sees at once.
+    pub n_context: usize,
+    /// Sequences in a step.
+    pub n_batch: usize,
+    /// Steps between two evaluations.
+    pub n_est_loss_iters: u64,
+    /// Batches that an evaluation takes from each split.
+    pub n_est_loss_batches: usize,
+    /// Learning rate of the first step.
+    pub lr_max: f64,
+    /// Learning rate that the cosine ends at.
+    pub lr_min: f64,
+    /// Decay of weights, times the learning rate, a step.
+    pub weight_decay: f64,
+    /// AdamW's decay rates of the two running means.
+    pub betas: [f64; 2],
+    /// Best checkpoint; the last one lies beside it, see [`TrainConfig::last_file`].
+    pub checkpoint_file: PathBuf,
+    /// The exported model.
+    pub export_file: PathBuf,
+    /// Element type of the exported model.
+    pub export_dtype: Dtype,
+    /// Seed of the parameters, the batches and dropout.
+    pub seed: u64,
+    /// Tokens of the sample after each evaluation; 0 for none.
+    pub sample_length: usize,
+    /// `auto`, `cpu`, `cuda` or `cuda:N`.
+    pub device: String,
+    /// CPU threads; 0 lets libtorch choose.
+    pub threads: usize,
+}
+
+impl TrainConfig {
+    /// Reads the section. `max_seq_len` of the model is the default of `n_context`.
+    ///
+    /// # Errors
+    /// An unknown key, a value of the wrong type or out of range, or files that would overwrite
+    /// each other.
+    pub fn read(ini: &Ini, max_seq_len: usize) -> Result<TrainConfig> {
+        let s = ini.section("train", KEYS)?;
+        let checkpoint_file =
+            PathBuf::from(s.string("checkpoint_file", "models/shakespeare.ckpt")?);
+        let export_file = match s.optional("export_file") {
+            Some(file) => PathBuf::from(file),
+            None => checkpoint_file.with_extension("safetensors"),
+        };
+        let dtypes: Vec<(&str, Dtype)> = Dtype::ALL.iter().map(|d| (d.name(), *d)).collect();
+        let config = TrainConfig {
+            n_iters: s.usize("n_iters", 5000, 1..=1_000_000_000)? as u64,
+            n_context: s.usize("n_context", max_seq_len, 1..=1 << 24)?,
+            n_batch: s.usize("n_batch", 64, 1..=1 << 20)?,
+            n_est_loss_iters: s.usize("n_est_loss_iters", 100, 1..=1_000_000_000)? as u64,
+            n_est_loss_batches: s.usize("n_est_loss_batches", 10, 1..=1_000_000)?,
+            lr_max: s.f64("lr_max", 1e-3, 0.0..=1e3)?,
+            lr_min: s.f64("lr_min", 1e-5, 0.0..=1e3)?,
+            weight_decay: s.f64("weight_decay", 0.1, 0.0..=1e3)?,
+            betas: s.f64_list("betas", [0.9, 0.95], 0.0..1.0)?,
+            checkpoint_file,
+            export_file,
+            export_dtype: s.one_of("export_dtype", &dtypes, Dtype::Bf16)?,
+            seed: s.u64("seed", 0)?,
+            sample_length: s.usize("sample_length", 200, 0..=1 << 20)?,
+            device: s.string("device", "auto")?,
+            threads: s.usize("threads", 0, 0..=4096)?,
+        };
+        config.check(&s, max_seq_len)?;
+        Ok(config)
+    }
+
+    /// Where the newest state is kept, beside the best one: `x.last.pt` for `x.pt`.
+    pub fn last_file(&self) -> PathBuf {
+        let extension = match self.checkpoint_file.extension() {
+            Some(extension) => format!("last.{}", extension.to_string_lossy()),
+            None => "last".to_owned(),
+        };
+        self.checkpoint_file.with_extension(extension)
+    }
+
+    /// Every key with its resolved value, in the order of [`KEYS`].
+    pub fn to_metadata(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("n_iters", self.n_iters.to_string()),
+            ("n_context", self.n_context.to_string()),
+            ("n_batch", self.n_batch.to_string()),
+            ("n_est_loss_iters", self.n_est_loss_iters.to_string()),
+            ("n_est_loss_batches", self.n_est_loss_batches.to_string()),
+            ("lr_max", self.lr_max.to_string()),
+            ("lr_min", self.lr_min.to_string()),
+            ("weight_decay", self.weight_decay.to_string()),
+            ("betas", format!("{:?}", self.betas)),
+            ("checkpoint_file", self.checkpoint_file.display().to_string()),
+            ("export_file", self.export_file.display().to_string()),
+            ("export_dtype", self.export_dtype.name().to_owned()),
+            ("seed", self.seed.to_string()),
+            ("sample_length", self.sample_length.to_string()),
+            ("device", self.device.clone()),
+            ("threads", self.threads.to_string()),
+        ]
+    }
+
+    fn check(&self, s: &Section, max_seq_len: usize) -> Result<()> {
+        if self.n_context > max_seq_len {
+            let expected = format!("at most max_seq_len = {max_seq_len} of [model]");
+            return Err(s.error("n_context", self.n_context.to_string(), expected).into());
+        }
+        if self.lr_min > self.lr_max {
+            let expected = format!("at most lr_max = {}", self.lr_max);
+            return Err(s.error("lr_min", self.lr_min.to_string(), expected).into());
+        }
+        let export = absolute(&self.export_file);
+        for (file, what) in [(&self.checkpoint_file, "best"), (&self.last_file(), "last")] {
+            if absolute(file) == export {
+                let key = if s.has("export_file") { "export_file" } else { "checkpoint_file" };
+                let found = self.export_file.display().to_string();
+                let expected = format!(
+                    "another file than that of the {what} checkpoint (export_file may name one)"
+                );
+                return Err(s.error(key, found, expected).into());
+            }
+        }
+        for (key, file) in
+            [("checkpoint_file", &self.checkpoint_file), ("export_file", &self.export_file)]
+        {
+            if file.file_name().is_none() || file.is_dir() {
+                let found = format!("{:?}", file.display().to_string());
+                return Err(s.error(key, found, "the name of a file").into());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Everything that a run needs.
+pub struct Run {
+    /// The text, encoded and split.
+    pub dataset: Dataset,
+    /// The model.
+    pub model: ModelConfig,
+    /// Share of activations zeroed in training.
+    pub dropout: f64,
+    /// The training.
+    pub train: TrainConfig,
+}
+
+impl Run {
+    /// Reads and checks a configuration, and loads its text.
+    ///
+    /// # Errors
+    /// Anything that would keep the run from working; nothing has been written then.
+    pub fn read(ini: &Ini) -> Result<Run> {
+        ini.check_sections(&["dataset", "model", "train"])?;
+        // Once with a stand-in for the vocabulary's size: a wrong key should not wait for the text.
+        let ModelSection { config, .. } = model_section(ini, 1)?;
+        let train = TrainConfig::read(ini, config.max_seq_len)?;
+        let dataset = Dataset::load(&dataset_section(ini)?)?;
+        dataset.check_context(train.n_context)?;
+        let vocab_size = dataset.tokenizer().vocab_size();
+        let ModelSection { config: model, dropout, .. } = model_section(ini, vocab_size)?;
+        Ok(Run { dataset, model, dropout, train })
+    }
+
+    /// Number of parameters of the model.
+    pub fn n_params(&self) -> usize {
+        n_params(&self.model)
+    }
+
+    /// Whether there is text that neither training nor the choice of the best model sees.
+    pub fn has_test_split(&self) -> bool {
+        !self.dataset.chunks(Split::Test).is_empty()
+    }
+}
+
+/// The path without links and relative parts, as far as it exists; for comparison only.
+fn absolute(path: &Path) -> PathBuf {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder.canonicalize().or_else(|_| std::path::absolute(folder));
+    folder.unwrap_or_default().join(path.file_name().unwrap_or_default())
+}

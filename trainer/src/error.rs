@@ -1,0 +1,77 @@
+//! The one error type of the crate.
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// Result of every fallible function of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Everything that can stop a training run, or keep it from starting.
+#[derive(Debug)]
+pub enum Error {
+    /// Configuration, data or the file format.
+    Runtime(teeny_runtime::Error),
+    /// Something that was asked for and cannot be had, found before training began.
+    Setup(String),
+    /// A loss was not a number.
+    NotFinite {
+        /// Step of the loss, counted from 1.
+        iteration: u64,
+        /// The loss.
+        loss: f64,
+        /// Where the best parameters so far are, if any were saved.
+        best: Option<PathBuf>,
+    },
+    /// A checkpoint that is damaged or not ours.
+    Checkpoint {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// Exit code of the program: 2 when nothing was trained because what was asked for cannot work.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Setup(_) | Error::Runtime(teeny_runtime::Error::Config { .. }) => 2,
+            Error::Runtime(_) | Error::NotFinite { .. } | Error::Checkpoint { .. } => 1,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Runtime(error) => error.fmt(f),
+            Error::Setup(message) => f.write_str(message),
+            Error::NotFinite { iteration, loss, best } => {
+                write!(f, "the loss of iteration {iteration} is {loss}: training has diverged; ")?;
+                match best {
+                    Some(path) => write!(f, "the best parameters so far are in {}", path.display()),
+                    None => write!(f, "nothing had been saved yet"),
+                }?;
+                write!(f, "; a smaller lr_max may help")
+            }
+            Error::Checkpoint { path, reason } => {
+                write!(f, "checkpoint {}: {reason}", path.display())
+            }
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Error::Runtime(error) => Some(error),
+            Error::Setup(_) | Error::NotFinite { .. } | Error::Checkpoint { .. } => None,
+        }
+    }
+}
+
+impl From<teeny_runtime::Error> for Error {
+    fn from(error: teeny_runtime::Error) -> Error {
+        Error::Runtime(error)
+    }
+}

@@ -1,0 +1,128 @@
+//! teeny-train: arguments and printing only.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::Parser;
+use teeny_runtime::ini::Ini;
+use teeny_trainer::config::Run;
+use teeny_trainer::report::Report;
+use teeny_trainer::train::{Outcome, Trainer};
+use teeny_trainer::{Error, Result, device, memory, mkl};
+
+/// Exit code after Ctrl-C, as shells expect it.
+const INTERRUPTED: u8 = 130;
+
+/// Trains a small GPT on a text and exports it as one safetensors file for teeny-run.
+///
+/// Standard output gets the path of the exported file, standard error everything else.
+#[derive(Parser)]
+#[command(name = "teeny-train", version)]
+struct Args {
+    /// Configuration file; every key is documented in the config.ini of the repository
+    #[arg(short, long, value_name = "FILE", default_value = "config.ini")]
+    config: PathBuf,
+    /// Override a key of the configuration; may be repeated
+    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    set: Vec<String>,
+    /// Train on this device: auto, cpu, cuda or cuda:N [default: the key device of [train]]
+    #[arg(long)]
+    device: Option<String>,
+    /// CPU threads [default: the key threads of [train]; 0 lets libtorch choose]
+    #[arg(short, long, value_name = "N")]
+    threads: Option<usize>,
+}
+
+fn main() -> ExitCode {
+    mkl::link();
+    memory::keep_freed_memory();
+    let args = Args::parse();
+    // tch turns libtorch's exceptions, such as memory that is used up, into panics.
+    std::panic::set_hook(Box::new(|info| {
+        let message = match info.payload().downcast_ref::<String>() {
+            Some(message) => message.as_str(),
+            None => info.payload().downcast_ref::<&str>().copied().unwrap_or("unknown failure"),
+        };
+        eprintln!("teeny-train: libtorch failed: {message}");
+    }));
+    match std::panic::catch_unwind(|| train(&args)) {
+        Ok(Ok(code)) => ExitCode::from(code),
+        Ok(Err(error)) => {
+            eprintln!("teeny-train: {error}");
+            ExitCode::from(error.exit_code())
+        }
+        Err(_) => ExitCode::from(1),
+    }
+}
+
+fn train(args: &Args) -> Result<u8> {
+    let mut ini = Ini::read(&args.config)?;
+    for assignment in &args.set {
+        ini.set(assignment)?;
+    }
+    if let Some(name) = &args.device {
+        ini.set(&format!("train.device={name}"))?;
+    }
+    if let Some(threads) = args.threads {
+        ini.set(&format!("train.threads={threads}"))?;
+    }
+    let run = Run::read(&ini)?;
+    if run.train.threads > 0 {
+        let threads = i32::try_from(run.train.threads).unwrap_or(i32::MAX);
+        tch::set_num_threads(threads);
+    }
+    let device = device::device(&run.train.device)?;
+    print_run(&run, device);
+
+    let stop = stop_on_ctrl_c()?;
+    let mut trainer = Trainer::new(&run, device)?;
+    let tokens_per_step = (run.train.n_batch * run.train.n_context) as u64;
+    let mut report = Report::new(0, run.train.n_iters, tokens_per_step);
+    let outcome = trainer.train(&stop, &mut report);
+    report.finish();
+    let outcome = outcome?;
+    eprintln!("{:.0} tokens/s, {:.1} ms/step", report.tokens_per_second(), report.ms_per_step());
+    println!("{}", run.train.export_file.display());
+    Ok(match outcome {
+        Outcome::Finished => 0,
+        Outcome::Stopped => INTERRUPTED,
+    })
+}
+
+/// The resolved configuration, so that a run can be understood from its log.
+fn print_run(run: &Run, device: tch::Device) {
+    eprintln!("[dataset]");
+    let data = run.dataset.config();
+    eprintln!("{data:?}");
+    eprintln!("[model]");
+    for (key, value) in run.model.to_metadata() {
+        eprintln!("{key} = {value}");
+    }
+    eprintln!("dropout = {}", run.dropout);
+    eprintln!("[train]");
+    for (key, value) in run.train.to_metadata() {
+        eprintln!("{key} = {value}");
+    }
+    eprintln!(
+        "{} parameters; device {}, {} CPU threads",
+        run.n_params(),
+        device::name(device),
+        tch::get_num_threads()
+    );
+}
+
+/// A flag that the first Ctrl-C sets; a second one ends the program at once.
+fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(i32::from(INTERRUPTED));
+        }
+        eprintln!("\nstopping after this step; Ctrl-C again to quit at once");
+    })
+    .map_err(|error| Error::Setup(format!("cannot handle Ctrl-C: {error}")))?;
+    Ok(stop)
+}
