@@ -312,7 +312,7 @@ fn each_hostile_header_is_refused_by_name() {
         ("{\"__metadata__\":{", "{\"__metadata__\":{\"format\":\"teeny\",", "twice"),
         ("{", " {", "first byte 0x20"),
         ("{", "[", "first byte 0x5b"),
-        ("}", "", "header"),
+        ("}", "", "metadata key tokenizer: found no JSON"),
     ] {
         let message = swap(from, to);
         assert!(message.contains(named), "{from} -> {to}: {message}");
