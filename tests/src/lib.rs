@@ -1,7 +1,8 @@
 //! What the tests share: model configurations, files of random weights, and the programs.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
 
 use teeny_runtime::format::{self, TensorSpec};
 use teeny_runtime::tokenizer::{CharTokenizer, Tokenizer};
@@ -185,4 +186,29 @@ impl RandomModel {
 pub fn random_tokens(n: usize, vocab_size: usize, seed: u64) -> Vec<u32> {
     let mut random = Random::new(seed);
     (0..n).map(|_| random.below(vocab_size) as u32).collect()
+}
+
+/// The path of one of the project's programs, built first if it is not up to date, with the profile
+/// of the tests and in the same folder.
+pub fn program(name: &str) -> PathBuf {
+    static BUILDING: Mutex<()> = Mutex::new(());
+    let package = match name {
+        "teeny-run" => "teeny-runtime",
+        "teeny-train" => "teeny-trainer",
+        other => panic!("{other} is no program of this project"),
+    };
+    // target/PROFILE/deps/this-test
+    let test = std::env::current_exe().expect("this test");
+    let folder = test.ancestors().nth(2).expect("target/PROFILE").to_owned();
+    let _one_at_a_time = BUILDING.lock();
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "--package", package, "--bin", name]);
+    cargo.arg("--target-dir").arg(folder.parent().expect("target"));
+    if !cfg!(debug_assertions) {
+        cargo.arg("--release");
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let built = cargo.current_dir(root).status().expect("cargo starts");
+    assert!(built.success(), "cargo builds {name}");
+    folder.join(name)
 }
