@@ -58,7 +58,7 @@ fn main() -> ExitCode {
 }
 
 fn train(args: &Args) -> Result<u8> {
-    let mut ini = Ini::read(&args.config)?;
+    let mut ini = Ini::read(&args.config).map_err(|error| Error::Setup(error.to_string()))?;
     for assignment in &args.set {
         ini.set(assignment)?;
     }
