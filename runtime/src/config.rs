@@ -2,6 +2,7 @@
 //! configuration, written to and read from the metadata of a model file.
 
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 
 use crate::error::{Error, Result};
 use crate::ini::{Ini, Key, Section, alternatives, range_text, shown};
@@ -61,6 +62,12 @@ pub const MODEL_KEYS: &[Key] = &[
 /// Key of `[train]`: how many tokens a training example has. It stands here because `teeny-run`
 /// takes prompts of that length from a split.
 pub const N_CONTEXT: Key = Key::with_aliases("n_context", &[NANOGPT_CONTEXT]);
+
+/// Keys of `[train]`: where the trainer leaves its best state and its model. They stand here because
+/// `teeny-run` looks for that model.
+pub const CHECKPOINT_FILE: Key = Key::new("checkpoint_file");
+/// See [`CHECKPOINT_FILE`].
+pub const EXPORT_FILE: Key = Key::new("export_file");
 
 /// nanoGPT has one name for the context of the model and that of training.
 const NANOGPT_CONTEXT: &str = "block_size";
@@ -509,6 +516,21 @@ pub fn n_context(ini: &Ini, max_seq_len: usize) -> Result<usize> {
         return Err(s.error(N_CONTEXT.name, n_context.to_string(), expected));
     }
     Ok(n_context)
+}
+
+/// The files of [`CHECKPOINT_FILE`] and [`EXPORT_FILE`], and nothing else from `[train]`. Without
+/// the second, the model lies beside the checkpoint, with the ending `.safetensors`.
+///
+/// # Errors
+/// [`Error::Config`] for an empty name.
+pub fn output_files(ini: &Ini) -> Result<(PathBuf, PathBuf)> {
+    let s = ini.section_part("train", &[CHECKPOINT_FILE, EXPORT_FILE])?;
+    let checkpoint = PathBuf::from(s.string(CHECKPOINT_FILE.name, "models/shakespeare.ckpt")?);
+    let export = match s.optional(EXPORT_FILE.name) {
+        Some(file) => PathBuf::from(file),
+        None => checkpoint.with_extension("safetensors"),
+    };
+    Ok((checkpoint, export))
 }
 
 /// Typed reading of a model file's metadata.

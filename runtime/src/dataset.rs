@@ -39,6 +39,15 @@ pub enum Encoding {
 }
 
 impl Encoding {
+    /// Its standard spelling.
+    pub fn name(self) -> &'static str {
+        match self {
+            Encoding::Utf8 => "utf-8",
+            Encoding::Utf8Sig => "utf-8-sig",
+            Encoding::Latin1 => "latin-1",
+        }
+    }
+
     /// Every spelling that a configuration may use, the standard one of each value first.
     pub const SPELLINGS: &[(&str, Encoding)] = &[
         ("utf-8", Encoding::Utf8),
@@ -63,6 +72,14 @@ pub enum SplitMode {
 }
 
 impl SplitMode {
+    /// Its name in a configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            SplitMode::Chunks => "chunks",
+            SplitMode::Tail => "tail",
+        }
+    }
+
     /// Every spelling that a configuration may use.
     pub const SPELLINGS: &[(&str, SplitMode)] =
         &[("chunks", SplitMode::Chunks), ("tail", SplitMode::Tail)];
@@ -131,6 +148,21 @@ impl Default for DatasetConfig {
             split: SplitMode::Chunks,
             section: Section::empty("dataset", DATASET_KEYS),
         }
+    }
+}
+
+impl DatasetConfig {
+    /// Every key with its resolved value, in the order of the documented `config.ini`.
+    pub fn to_metadata(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("input_file", self.input_file.display().to_string()),
+            ("input_file_encoding", self.input_file_encoding.name().to_owned()),
+            ("split", self.split.name().to_owned()),
+            ("tokens_per_chunk", self.tokens_per_chunk.to_string()),
+            ("fraction_train", self.fraction_train.to_string()),
+            ("fraction_val", self.fraction_val.to_string()),
+            ("random_seed", self.random_seed.to_string()),
+        ]
     }
 }
 

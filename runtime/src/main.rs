@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::{CommandFactory, Parser, ValueEnum};
-use teeny_runtime::config::n_context;
+use teeny_runtime::config::{n_context, output_files};
 use teeny_runtime::cpu::Isa;
 use teeny_runtime::dataset::{Dataset, Split, SplitMix64, dataset_section};
 use teeny_runtime::ini::Ini;
@@ -24,7 +24,7 @@ const DEFAULT_MODEL: &str = "data/shakespeare.safetensors";
 #[derive(Parser)]
 #[command(name = "teeny-run", version = version(), max_term_width = 100)]
 struct Args {
-    /// Model file [default: data/shakespeare.safetensors, here or in the source folder]
+    /// Model file [default: the export of --config, else data/shakespeare.safetensors]
     #[arg(short, long, value_name = "FILE")]
     model: Option<PathBuf>,
     /// Text to continue; none or an empty one begins after a line break
@@ -153,8 +153,7 @@ fn run(args: &Args, start: Instant) -> Result<(), Failure> {
         ..SamplerOptions::default()
     };
     Sampler::new(sampler_options.clone())?;
-    let path = args.model.clone().unwrap_or_else(default_model);
-    let weights = Weights::map(&path)?;
+    let weights = Weights::map(&model_file(args)?)?;
     let model = Arc::new(Model::load(Cpu::new(), &weights)?);
     let mut session = Session::new(&model, args.overflow.into())?;
     let options = GenerateOptions { max_tokens: args.length, stop: args.stop.clone() };
@@ -236,11 +235,22 @@ fn print(text: &str) -> Result<(), Failure> {
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Failure::Output)
 }
 
-/// The default model, relative to the current folder or to where the source was built.
-fn default_model() -> PathBuf {
+/// The model asked for; with `--config` the one that teeny-train has exported by it, if it has; else
+/// the one that ships, from the current folder or from where the source was built.
+fn model_file(args: &Args) -> Result<PathBuf, Failure> {
+    if let Some(path) = &args.model {
+        return Ok(path.clone());
+    }
+    if let Some(config) = &args.config {
+        let (_, export) = output_files(&Ini::read(config)?)?;
+        if export.exists() {
+            return Ok(export);
+        }
+        eprintln!("teeny-run: {} is not there yet: using the model that ships", export.display());
+    }
     let here = PathBuf::from(DEFAULT_MODEL);
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(DEFAULT_MODEL);
-    if !here.exists() && source.exists() { source } else { here }
+    Ok(if !here.exists() && source.exists() { source } else { here })
 }
 
 fn prompt_text(args: &Args) -> Result<String, Failure> {

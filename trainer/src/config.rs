@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use teeny_runtime::config::{ModelConfig, ModelSection, model_section};
+use teeny_runtime::config::{
+    CHECKPOINT_FILE, EXPORT_FILE, ModelConfig, ModelSection, model_section, output_files,
+};
 use teeny_runtime::dataset::{Dataset, Split, dataset_section};
 use teeny_runtime::format::{Dtype, n_params};
 use teeny_runtime::ini::{Ini, Key, Section};
@@ -24,8 +26,8 @@ pub const KEYS: &[Key] = &[
     key("lr_min", &["min_lr"]),
     key("weight_decay", &[]),
     key("betas", &[]),
-    key("checkpoint_file", &[]),
-    key("export_file", &[]),
+    CHECKPOINT_FILE,
+    EXPORT_FILE,
     key("export_dtype", &[]),
     key("seed", &[]),
     key("sample_length", &[]),
@@ -78,12 +80,7 @@ impl TrainConfig {
     /// each other.
     pub fn read(ini: &Ini, max_seq_len: usize) -> Result<TrainConfig> {
         let s = ini.section("train", KEYS)?;
-        let checkpoint_file =
-            PathBuf::from(s.string("checkpoint_file", "models/shakespeare.ckpt")?);
-        let export_file = match s.optional("export_file") {
-            Some(file) => PathBuf::from(file),
-            None => checkpoint_file.with_extension("safetensors"),
-        };
+        let (checkpoint_file, export_file) = output_files(ini)?;
         let dtypes: Vec<(&str, Dtype)> = Dtype::ALL.iter().map(|d| (d.name(), *d)).collect();
         let config = TrainConfig {
             n_iters: s.usize("n_iters", 5000, 1..=1_000_000_000)? as u64,

@@ -94,19 +94,20 @@ fn train(args: &Args) -> Result<u8> {
 /// The resolved configuration, so that a run can be understood from its log.
 fn print_run(run: &Run, device: tch::Device) {
     eprintln!("[dataset]");
-    let data = run.dataset.config();
-    eprintln!("{data:?}");
-    eprintln!("[model]");
+    for (key, value) in run.dataset.config().to_metadata() {
+        eprintln!("{key} = {value}");
+    }
+    eprintln!("\n[model]");
     for (key, value) in run.model.to_metadata() {
         eprintln!("{key} = {value}");
     }
     eprintln!("dropout = {}", run.dropout);
-    eprintln!("[train]");
+    eprintln!("\n[train]");
     for (key, value) in run.train.to_metadata() {
         eprintln!("{key} = {value}");
     }
     eprintln!(
-        "{} parameters; device {}, {} CPU threads",
+        "\n{} parameters; device {}, {} CPU threads",
         run.n_params(),
         device::name(device),
         tch::get_num_threads()
