@@ -1,12 +1,15 @@
 //! Decoding with the cache against recomputing: the same bits at every position, on every
 //! instruction set, and past the context.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use teeny_runtime::cpu::Isa;
 use teeny_runtime::{
-    Cpu, Dtype, Ffn, Model, ModelConfig, Norm, Overflow, PositionalEncoding, Session,
+    Cpu, Dtype, Ffn, GenerateOptions, Model, ModelConfig, Norm, Overflow, PositionalEncoding,
+    Sampler, Session, generate,
 };
+use teeny_tests::allocator::allocations_of;
 use teeny_tests::{RandomModel, describe, every_kind, every_option, random_tokens, small};
 
 fn session(model: &Arc<Model<Cpu>>) -> Session {
@@ -166,4 +169,42 @@ fn tokens_outside_the_vocabulary_are_refused() {
     assert_eq!(message, "token: found 29, expected an id below vocab_size = 29");
     assert!(session.prefill(&[]).is_err());
     assert_eq!(session.n_tokens(), 0);
+}
+
+/// After `reserve`, neither prompt nor tokens allocate, far past the context too.
+#[test]
+fn decoding_allocates_nothing() {
+    for positional_encoding in PositionalEncoding::ALL {
+        let config = small(*positional_encoding, Norm::LayerNorm, Ffn::Swiglu);
+        let file = RandomModel::new(&config, Dtype::Bf16, 16);
+        let mut session = session(&file.load(Cpu::new()));
+        let tokens = random_tokens(300, config.vocab_size, 17);
+        session.reserve(tokens.len()).expect("enough memory");
+        let ((), calls) = allocations_of(|| {
+            session.prefill(&tokens[..30]).expect("in the vocabulary");
+            for token in &tokens[30..] {
+                session.decode(*token).expect("in the vocabulary");
+            }
+        });
+        assert_eq!(calls, 0, "{}", positional_encoding.name());
+    }
+}
+
+/// What generating allocates does not grow with the number of tokens.
+#[test]
+fn generating_allocates_nothing_per_token() {
+    let config = small(PositionalEncoding::Rope, Norm::LayerNorm, Ffn::Swiglu);
+    let file = RandomModel::new(&config, Dtype::F32, 18);
+    let model = file.load(Cpu::new());
+    let calls = |max_tokens| {
+        let mut session = session(&model);
+        let mut sampler = Sampler::new(Default::default()).expect("the defaults");
+        let options = GenerateOptions { max_tokens, stop: vec!["never\n".into()] };
+        let mut text = |_: &str| ControlFlow::Continue(());
+        let (done, calls) =
+            allocations_of(|| generate(&mut session, &mut sampler, &[1, 2], &options, &mut text));
+        assert_eq!(done.expect("usable logits").tokens, max_tokens);
+        calls
+    };
+    assert_eq!(calls(100), calls(1000));
 }

@@ -1,14 +1,13 @@
 //! The exported file: what is written is what is read and what FORMAT.md says, and damaged or
 //! hostile files are refused with a message, without a panic and without memory.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::path::Path;
 
 use safetensors::SafeTensors;
 use teeny_runtime::format::{self, tensor_specs};
 use teeny_runtime::tokenizer::Tokenizer;
 use teeny_runtime::{Cpu, Dtype, Model, ModelConfig, Weights};
+use teeny_tests::allocator::peak_of;
 use teeny_tests::{
     Random, RandomModel, describe, every_kind, every_option, random_values, tokenizer,
 };
@@ -158,46 +157,6 @@ fn the_three_ways_to_load_agree() {
 }
 
 // ---- damaged and hostile files ----------------------------------------------------------------
-
-/// Counts what each thread has allocated, and the most that it had at once.
-struct Counting;
-
-thread_local! {
-    static NOW: Cell<usize> = const { Cell::new(0) };
-    static PEAK: Cell<usize> = const { Cell::new(0) };
-}
-
-#[allow(unsafe_code)]
-// SAFETY: every call goes to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    // SAFETY: as the trait demands of the caller.
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let _ = NOW.try_with(|now| {
-            now.set(now.get() + layout.size());
-            let _ = PEAK.try_with(|peak| peak.set(peak.get().max(now.get())));
-        });
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    // SAFETY: as the trait demands of the caller.
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        let _ = NOW.try_with(|now| now.set(now.get().saturating_sub(layout.size())));
-        // SAFETY: the caller keeps the contract of `dealloc`.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// Most bytes allocated at once while `f` ran, beyond what was there before.
-fn peak_of<T>(f: impl FnOnce() -> T) -> (T, usize) {
-    let before = NOW.get();
-    PEAK.set(before);
-    let result = f();
-    (result, PEAK.get() - before)
-}
 
 /// Loads a file as a program would; returns its error. Memory stays within a multiple of the file.
 fn load(bytes: &[u8]) -> Result<(), String> {

@@ -80,9 +80,7 @@ pub fn generate<B: Backend>(
             reason = EndReason::StopText;
             break;
         }
-        if let Some(text) = output.take_ready()
-            && on_text(&text).is_break()
-        {
+        if output.hand_out(on_text).is_break() {
             reason = EndReason::Cancelled;
             break;
         }
@@ -122,8 +120,16 @@ struct Output<'a> {
 
 impl<'a> Output<'a> {
     fn new(stop: &'a [String]) -> Output<'a> {
-        let stop = stop.iter().map(String::as_str).filter(|stop| !stop.is_empty()).collect();
-        Output { stop, bytes: Vec::new(), text: String::new(), stopped: false }
+        let stop: Vec<&str> =
+            stop.iter().map(String::as_str).filter(|stop| !stop.is_empty()).collect();
+        // Room for a long token beyond the longest text that is held back.
+        let room = 256 + stop.iter().map(|stop| stop.len()).max().unwrap_or(0);
+        Output {
+            stop,
+            bytes: Vec::with_capacity(room),
+            text: String::with_capacity(room),
+            stopped: false,
+        }
     }
 
     /// Adds the bytes of a token; bytes that no continuation can make valid become U+FFFD.
@@ -154,11 +160,16 @@ impl<'a> Output<'a> {
         self.stopped
     }
 
-    /// The text that no stop text can reach any more.
-    fn take_ready(&mut self) -> Option<String> {
+    /// Gives the text that no stop text can reach any more, if there is any.
+    fn hand_out(&mut self, on_text: &mut dyn FnMut(&str) -> ControlFlow<()>) -> ControlFlow<()> {
         let held = self.stop.iter().map(|stop| overlap(&self.text, stop)).max().unwrap_or(0);
-        let ready: String = self.text.drain(..self.text.len() - held).collect();
-        (!ready.is_empty()).then_some(ready)
+        let ready = self.text.len() - held;
+        if ready == 0 {
+            return ControlFlow::Continue(());
+        }
+        let answer = on_text(&self.text[..ready]);
+        self.text.drain(..ready);
+        answer
     }
 
     /// Everything left; an unfinished character becomes U+FFFD.
@@ -199,7 +210,10 @@ mod tests {
             if output.stopped() {
                 break;
             }
-            pieces.extend(output.take_ready());
+            let _ = output.hand_out(&mut |text| {
+                pieces.push(text.to_owned());
+                ControlFlow::Continue(())
+            });
         }
         let stopped = output.stopped();
         let rest = output.finish();

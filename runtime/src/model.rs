@@ -204,11 +204,6 @@ impl<B: Backend> Model<B> {
     /// Adds the rows' positions to the residual, or prepares their rotations.
     fn add_position(&self, a: &mut Activations<B>, spans: &[Span<'_, B::Cache>], rows: usize) {
         let (b, c) = (&self.backend, &self.config);
-        a.positions.clear();
-        // Absolute encodings keep positions below max_seq_len, so the cast is exact where it is used.
-        a.positions.extend(
-            spans.iter().flat_map(|span| (span.pos..span.pos + span.rows).map(|pos| pos as u32)),
-        );
         let positions = || spans.iter().flat_map(|span| span.pos..span.pos + span.rows);
         match &self.position {
             Position::InAttention => {}
@@ -228,6 +223,9 @@ impl<B: Backend> Model<B> {
                 b.add(&mut a.x, &a.encoding, rows * c.n_embd);
             }
             Position::Table(table) => {
+                a.positions.clear();
+                // Sessions keep positions in tables below max_seq_len, so the cast is exact.
+                a.positions.extend(positions().map(|pos| pos as u32));
                 b.embed(&mut a.branch, table, &a.positions);
                 b.add(&mut a.x, &a.branch, rows * c.n_embd);
             }

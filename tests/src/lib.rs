@@ -1,5 +1,7 @@
 //! What the tests share: model configurations, files of random weights, and the programs.
 
+pub mod allocator;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
