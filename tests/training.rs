@@ -215,6 +215,68 @@ fn what_cannot_work_is_refused_before_training() {
     assert!(stderr(&output).contains("nowhere.ini"));
 }
 
+/// Three steps, a new process, and three more are six steps, bit for bit.
+#[test]
+fn resuming_equals_never_having_stopped() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let config = root().join("config.ini");
+    let run = |name: &str, n_iters: usize, resume: Option<&str>| {
+        let mut command = Command::new(program("teeny-train"));
+        command.current_dir(folder.path()).arg("--config").arg(&config);
+        for assignment in [
+            &format!("dataset.input_file={}", corpus().display())[..],
+            "model.n_embd=32",
+            "model.max_seq_len=32",
+            "train.n_context=32",
+            "train.n_batch=4",
+            "train.n_est_loss_iters=3",
+            "train.n_est_loss_batches=1",
+            "train.sample_length=0",
+            "train.device=cpu",
+            "train.threads=1",
+            "train.lr_min=1e-3", // as lr_max, so that the schedule does not depend on n_iters
+            "train.export_dtype=f32",
+            &format!("train.n_iters={n_iters}"),
+            &format!("train.checkpoint_file={name}.ckpt"),
+            &format!("train.export_file={name}.safetensors"),
+        ] {
+            command.args(["--set", assignment]);
+        }
+        if let Some(checkpoint) = resume {
+            command.args(["--resume", checkpoint]);
+        }
+        command.output().expect("the program starts")
+    };
+    for (name, n_iters, resume) in
+        [("whole", 6, None), ("parts", 3, None), ("parts", 6, Some("parts.last.ckpt"))]
+    {
+        let output = run(name, n_iters, resume);
+        assert!(output.status.success(), "{}", stderr(&output));
+    }
+    let weights = |name: &str| {
+        let path = folder.path().join(name).with_extension("safetensors");
+        let weights = Weights::map(&path).expect("the export");
+        assert_eq!(weights.metadata()["iteration"], "6");
+        let specs = teeny_runtime::format::tensor_specs(weights.config());
+        let bits = |v: Vec<f32>| v.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        specs
+            .iter()
+            .map(|s| bits(weights.tensor(&s.name).expect("there").to_f32()))
+            .collect::<Vec<_>>()
+    };
+    assert!(weights("whole") == weights("parts"), "the parameters differ");
+
+    for (checkpoint, n_iters, named) in [
+        ("parts.last.ckpt", 6, "nothing is left"),
+        ("nowhere.ckpt", 9, "nowhere.ckpt"),
+        ("parts.safetensors", 9, "parts.safetensors"),
+    ] {
+        let output = run("parts", n_iters, Some(checkpoint));
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        assert!(stderr(&output).contains(named), "{}", stderr(&output));
+    }
+}
+
 /// Ctrl-C ends the run in order: the last checkpoint and an export are there.
 #[cfg(unix)]
 #[test]

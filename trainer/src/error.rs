@@ -35,8 +35,10 @@ impl Error {
     /// Exit code of the program: 2 when nothing was trained because what was asked for cannot work.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::Setup(_) | Error::Runtime(teeny_runtime::Error::Config { .. }) => 2,
-            Error::Runtime(_) | Error::NotFinite { .. } | Error::Checkpoint { .. } => 1,
+            Error::Setup(_)
+            | Error::Checkpoint { .. }
+            | Error::Runtime(teeny_runtime::Error::Config(_)) => 2,
+            Error::Runtime(_) | Error::NotFinite { .. } => 1,
         }
     }
 }

@@ -10,6 +10,7 @@
 //! | [`config`] | the section `[train]` and a whole run, checked | error |
 //! | [`device`] | the name of a device to libtorch's | error |
 //! | [`mkl`], [`memory`] | what makes libtorch fast on a CPU (unsafe) | – |
+//! | [`threads`] | what keeps it fast beside other programs | – |
 //! | [`params`] | all parameters as one tensor, with names | – |
 //! | [`dropout`] | dropout that is cheap on the CPU | – |
 //! | [`attention`] | causal self-attention | dropout |
@@ -37,6 +38,7 @@ pub mod optim;
 pub mod params;
 pub mod report;
 pub mod sample;
+pub mod threads;
 pub mod train;
 
 pub use error::{Error, Result};

@@ -10,7 +10,7 @@ use teeny_runtime::ini::Ini;
 use teeny_trainer::config::Run;
 use teeny_trainer::report::Report;
 use teeny_trainer::train::{Outcome, Trainer};
-use teeny_trainer::{Error, Result, device, memory, mkl};
+use teeny_trainer::{Error, Result, device, memory, mkl, threads};
 
 /// Exit code after Ctrl-C, as shells expect it.
 const INTERRUPTED: u8 = 130;
@@ -30,6 +30,9 @@ struct Args {
     /// Train on this device: auto, cpu, cuda or cuda:N [default: the key device of [train]]
     #[arg(long)]
     device: Option<String>,
+    /// Continue from a checkpoint of the same model, such as models/shakespeare.last.ckpt
+    #[arg(long, value_name = "FILE")]
+    resume: Option<PathBuf>,
     /// CPU threads [default: the key threads of [train]; 0 lets libtorch choose]
     #[arg(short, long, value_name = "N")]
     threads: Option<usize>,
@@ -74,12 +77,19 @@ fn train(args: &Args) -> Result<u8> {
         tch::set_num_threads(threads);
     }
     let device = device::device(&run.train.device)?;
+    if device == tch::Device::Cpu && tch::get_num_threads() > 1 {
+        threads::wait_politely();
+    }
     print_run(&run, device);
 
     let stop = stop_on_ctrl_c()?;
     let mut trainer = Trainer::new(&run, device)?;
+    if let Some(checkpoint) = &args.resume {
+        trainer.resume(checkpoint).map_err(|error| Error::Setup(error.to_string()))?;
+        eprintln!("continuing after step {} of {}", trainer.iteration(), checkpoint.display());
+    }
     let tokens_per_step = (run.train.n_batch * run.train.n_context) as u64;
-    let mut report = Report::new(0, run.train.n_iters, tokens_per_step);
+    let mut report = Report::new(trainer.iteration(), run.train.n_iters, tokens_per_step);
     let outcome = trainer.train(&stop, &mut report);
     report.finish();
     let outcome = outcome?;

@@ -94,6 +94,55 @@ impl<'a> Trainer<'a> {
         })
     }
 
+    /// Continues where a checkpoint of the same model left off, as if it had never stopped: every
+    /// step is seeded by its number. The learning rate follows the schedule of this configuration.
+    ///
+    /// # Errors
+    /// A file that is no checkpoint of this model, or one with no step left to do.
+    pub fn resume(&mut self, path: &Path) -> Result<()> {
+        let train = &self.run.train;
+        let load = |trainer: &mut Trainer<'a>, path: &Path| {
+            checkpoint::load(path, &mut trainer.model.params, &mut trainer.optimizer)
+        };
+        // The best parameters come from their own checkpoint, if that is the one of this history.
+        let best = match load(self, &train.checkpoint_file) {
+            Ok((iteration, _)) => Some((iteration, self.model.params.theta.detach().copy())),
+            Err(_) => None,
+        };
+        let (iteration, history) = load(self, path)?;
+        if iteration >= train.n_iters {
+            return Err(Error::Setup(format!(
+                "{} has done {iteration} steps: nothing is left of n_iters = {}",
+                path.display(),
+                train.n_iters
+            )));
+        }
+        self.best = history.best().zip(best).and_then(|(i, (iteration, theta))| {
+            (history.iterations[i] == iteration).then(|| Best {
+                theta,
+                provenance: Provenance {
+                    iteration,
+                    train_loss: Some(history.train_losses[i]),
+                    val_loss: Some(history.val_losses[i]),
+                    test_loss: None,
+                },
+            })
+        });
+        if self.best.is_none() {
+            // Then the next evaluation is the best so far, instead of one whose parameters are gone.
+            self.history = History::default();
+        } else {
+            self.history = history;
+        }
+        self.iteration = iteration;
+        Ok(())
+    }
+
+    /// Steps done so far.
+    pub fn iteration(&self) -> u64 {
+        self.iteration
+    }
+
     /// Trains until all steps are done or `stop` is set, and leaves a checkpoint and an export.
     ///
     /// # Errors
