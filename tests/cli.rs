@@ -201,7 +201,10 @@ fn examples_come_from_the_split_of_a_corpus() {
     let one = stdout(&run(&[&base[..], &["--split", "val", "--examples", "1"]].concat()));
     let two = stdout(&run(&[&base[..], &["--split", "val", "--examples", "2"]].concat()));
     assert!(two.starts_with(&one), "the first example does not depend on their number");
-    assert!(refusal(&["--config", text(&config)]).contains("--split"));
+    let test = stdout(&run(&[&base[..], &["--split", "test"]].concat()));
+    assert_eq!(stdout(&run(&base)), test, "the default split");
+    assert!(refusal(&["--split", "val"]).contains("--config"));
+    assert!(refusal(&["--config", text(&config), "-p", "A"]).contains("--prompt"));
     assert!(refusal(&[&base[..], &["--split", "dev"]].concat()).contains("dev"));
     std::fs::write(&config, "[dataset]\ninput_fiel = x\n").expect("a temporary file");
     let message = refusal(&[&base[..], &["--split", "val"]].concat());

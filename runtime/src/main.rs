@@ -28,10 +28,10 @@ struct Args {
     #[arg(short, long, value_name = "FILE")]
     model: Option<PathBuf>,
     /// Text to continue; none or an empty one begins after a line break
-    #[arg(short, long, value_name = "TEXT", conflicts_with_all = ["file", "split"])]
+    #[arg(short, long, value_name = "TEXT", conflicts_with = "file")]
     prompt: Option<String>,
     /// Continue the text of a file instead
-    #[arg(short, long, value_name = "FILE", conflicts_with = "split")]
+    #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
     /// Tokens to generate
     #[arg(short = 'n', long, visible_alias = "n-predict", value_name = "N", default_value_t = 256)]
@@ -67,13 +67,13 @@ struct Args {
     #[arg(long)]
     stats: bool,
     /// Continue random places of the corpus of this configuration instead of a prompt
-    #[arg(long, value_name = "FILE", requires = "split")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "file"])]
     config: Option<PathBuf>,
     /// Which part of that corpus
-    #[arg(long, value_name = "SPLIT", value_enum, requires = "config")]
-    split: Option<SplitName>,
+    #[arg(long, value_enum, value_name = "SPLIT", default_value = "test", requires = "config")]
+    split: SplitName,
     /// How many places
-    #[arg(long, value_name = "N", default_value_t = 5, requires = "split")]
+    #[arg(long, value_name = "N", default_value_t = 5, requires = "config")]
     examples: usize,
     /// Print shell completions and exit
     #[arg(long, value_name = "SHELL", exclusive = true)]
@@ -158,9 +158,9 @@ fn run(args: &Args, start: Instant) -> Result<(), Failure> {
     let mut session = Session::new(&model, args.overflow.into())?;
     let options = GenerateOptions { max_tokens: args.length, stop: args.stop.clone() };
 
-    if let (Some(config), Some(split)) = (&args.config, args.split) {
+    if let Some(config) = &args.config {
         let seed = sampler_options.seed;
-        let prompts = corpus_prompts(&model, config, split, args.examples, seed)?;
+        let prompts = corpus_prompts(&model, config, args.split, args.examples, seed)?;
         for (i, prompt) in prompts.iter().enumerate() {
             let title = format!("EXAMPLE {}", i + 1);
             let rule = "-".repeat(title.len());
