@@ -68,7 +68,7 @@ pub struct TrainConfig {
     pub sample_length: usize,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     pub device: String,
-    /// CPU threads; 0 lets libtorch choose.
+    /// CPU threads; 0 chooses what is fastest when training starts.
     pub threads: usize,
 }
 

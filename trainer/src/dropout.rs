@@ -34,7 +34,9 @@ pub fn keep_mask(shape: &[i64], p: f64) -> Tensor {
     // With no upper bound and this lower one, all 64 bits are random.
     let _ = words.random_from_(i64::MIN, None);
     let draws = words.view_dtype(Kind::Int16).narrow(0, 0, len).view(shape);
-    draws.ge(i64::from(i16::MIN) + drop_count(p)).to_kind(Kind::Float)
+    // Straight to f32: a tensor of booleans between would be one more pass over memory.
+    let mask = Tensor::empty(shape, (Kind::Float, tch::Device::Cpu));
+    draws.ge_scalar_out(&mask, i64::from(i16::MIN) + drop_count(p))
 }
 
 fn drop_count(p: f64) -> i64 {

@@ -31,18 +31,6 @@ pub enum Error {
     },
 }
 
-impl Error {
-    /// Exit code of the program: 2 when nothing was trained because what was asked for cannot work.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Error::Setup(_)
-            | Error::Checkpoint { .. }
-            | Error::Runtime(teeny_runtime::Error::Config(_)) => 2,
-            Error::Runtime(_) | Error::NotFinite { .. } => 1,
-        }
-    }
-}
-
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

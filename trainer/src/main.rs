@@ -14,6 +14,10 @@ use teeny_trainer::{Error, Result, device, memory, mkl, threads};
 
 /// Exit code after Ctrl-C, as shells expect it.
 const INTERRUPTED: u8 = 130;
+/// Exit code when what was asked for cannot work, found before training.
+const REFUSED: u8 = 2;
+/// Exit code when training failed.
+const FAILED: u8 = 1;
 
 /// Trains a small GPT on a text and exports it as one safetensors file for teeny-run.
 ///
@@ -48,20 +52,52 @@ fn main() -> ExitCode {
             Some(message) => message.as_str(),
             None => info.payload().downcast_ref::<&str>().copied().unwrap_or("unknown failure"),
         };
-        eprintln!("teeny-train: libtorch failed: {message}");
+        eprintln!("teeny-train: {}", libtorch_message(message));
     }));
-    match std::panic::catch_unwind(|| train(&args)) {
+    match std::panic::catch_unwind(|| run(&args)) {
         Ok(Ok(code)) => ExitCode::from(code),
-        Ok(Err(error)) => {
+        Ok(Err((error, code))) => {
             eprintln!("teeny-train: {error}");
-            ExitCode::from(error.exit_code())
+            ExitCode::from(code)
         }
-        Err(_) => ExitCode::from(1),
+        Err(_) => ExitCode::from(FAILED),
     }
 }
 
-fn train(args: &Args) -> Result<u8> {
-    let mut ini = Ini::read(&args.config).map_err(|error| Error::Setup(error.to_string()))?;
+/// What libtorch says in a panic of tch, without the C++ stack that follows it.
+fn libtorch_message(panic: &str) -> String {
+    let Some((_, message)) = panic.split_once("Torch(\"") else {
+        return panic.to_owned();
+    };
+    let end = message.find("\\nException raised").unwrap_or(message.len());
+    format!("libtorch failed: {}", message[..end].replace("\\n", "\n"))
+}
+
+/// Reads and checks everything, trains, and returns the exit code.
+fn run(args: &Args) -> std::result::Result<u8, (Error, u8)> {
+    // Before training, whatever is wrong is what was asked for.
+    let refused = |error: Error| (error, REFUSED);
+    let run = configure(args).map_err(refused)?;
+    let device = device::device(&run.train.device).map_err(refused)?;
+    if run.train.threads > 0 {
+        tch::set_num_threads(i32::try_from(run.train.threads).unwrap_or(i32::MAX));
+    }
+    let on_cpu = device == tch::Device::Cpu;
+    if on_cpu && tch::get_num_threads() > 1 {
+        threads::wait_politely();
+    }
+    print_run(&run);
+    let stop = stop_on_ctrl_c().map_err(refused)?;
+    let mut trainer = Trainer::new(&run, device).map_err(refused)?;
+    if on_cpu && run.train.threads == 0 {
+        trainer.choose_threads().map_err(refused)?;
+    }
+    eprintln!("\n{} parameters; {}", run.n_params(), place(device));
+    train(&run, &mut trainer, &stop).map_err(|error| (error, FAILED))
+}
+
+fn configure(args: &Args) -> Result<Run> {
+    let mut ini = Ini::read(&args.config)?;
     for assignment in &args.set {
         ini.set(assignment)?;
     }
@@ -71,26 +107,13 @@ fn train(args: &Args) -> Result<u8> {
     if let Some(threads) = args.threads {
         ini.set(&format!("train.threads={threads}"))?;
     }
-    let run = Run::read(&ini)?;
-    if run.train.threads > 0 {
-        let threads = i32::try_from(run.train.threads).unwrap_or(i32::MAX);
-        tch::set_num_threads(threads);
-    }
-    let device = device::device(&run.train.device)?;
-    if device == tch::Device::Cpu && tch::get_num_threads() > 1 {
-        threads::wait_politely();
-    }
-    print_run(&run, device);
+    Run::read(&ini)
+}
 
-    let stop = stop_on_ctrl_c()?;
-    let mut trainer = Trainer::new(&run, device)?;
-    if let Some(checkpoint) = &args.resume {
-        trainer.resume(checkpoint).map_err(|error| Error::Setup(error.to_string()))?;
-        eprintln!("continuing after step {} of {}", trainer.iteration(), checkpoint.display());
-    }
+fn train(run: &Run, trainer: &mut Trainer<'_>, stop: &AtomicBool) -> Result<u8> {
     let tokens_per_step = (run.train.n_batch * run.train.n_context) as u64;
-    let mut report = Report::new(trainer.iteration(), run.train.n_iters, tokens_per_step);
-    let outcome = trainer.train(&stop, &mut report);
+    let mut report = Report::new(0, run.train.n_iters, tokens_per_step);
+    let outcome = trainer.train(stop, &mut report);
     report.finish();
     let outcome = outcome?;
     eprintln!("{:.0} tokens/s, {:.1} ms/step", report.tokens_per_second(), report.ms_per_step());
@@ -101,8 +124,19 @@ fn train(args: &Args) -> Result<u8> {
     })
 }
 
+/// Where the run takes place.
+fn place(device: tch::Device) -> String {
+    match (device, tch::get_num_threads()) {
+        (tch::Device::Cpu, 1) => "1 CPU thread".to_owned(),
+        (tch::Device::Cpu, n) => format!("{n} CPU threads"),
+        (tch::Device::Cuda(_) | tch::Device::Mps | tch::Device::Vulkan, _) => {
+            format!("device {}", device::name(device))
+        }
+    }
+}
+
 /// The resolved configuration, so that a run can be understood from its log.
-fn print_run(run: &Run, device: tch::Device) {
+fn print_run(run: &Run) {
     eprintln!("[dataset]");
     for (key, value) in run.dataset.config().to_metadata() {
         eprintln!("{key} = {value}");
@@ -116,12 +150,6 @@ fn print_run(run: &Run, device: tch::Device) {
     for (key, value) in run.train.to_metadata() {
         eprintln!("{key} = {value}");
     }
-    eprintln!(
-        "\n{} parameters; device {}, {} CPU threads",
-        run.n_params(),
-        device::name(device),
-        tch::get_num_threads()
-    );
 }
 
 /// A flag that the first Ctrl-C sets; a second one ends the program at once.

@@ -150,14 +150,15 @@ impl Gpt {
             Positions::Mapped(table, at) => embedded + linear(&table.narrow(0, 0, t), *at),
         };
         x = dropout(&x, p_dropout); // (B, T, n_embd)
+        // Never `x += ...`: tch would write into the tensor that the gradient still needs.
         for layer in &self.layers {
             let weight = &views[layer.qkv_proj.weight];
             let bias = layer.qkv_proj.bias.map(|bias| &views[bias]);
             let normed = norm(&x, layer.input_norm);
             let attended = self.attention.forward(&normed, weight, bias, training);
-            x = x + linear(&attended, layer.o_proj);
+            x = &x + linear(&attended, layer.o_proj);
             let hidden = linear(&norm(&x, layer.post_norm), layer.up_proj);
-            x = x + dropout(&linear(&self.activation(&hidden), layer.down_proj), p_dropout);
+            x = &x + dropout(&linear(&self.activation(&hidden), layer.down_proj), p_dropout);
         }
         linear(&norm(&x, self.final_norm), self.lm_head)
     }

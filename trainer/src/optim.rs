@@ -81,7 +81,7 @@ mod tests {
             let grad = angle.sin() + &theta * 0.1;
             optimizer.step(&theta, &grad, cosine_lr(t, N, 1e-2, 1e-4));
         }
-        let found: Vec<f32> = Vec::try_from(&theta).unwrap();
+        let found: Vec<f32> = Vec::try_from(&theta).expect("one dimension");
         for (found, expected) in found.iter().zip(EXPECTED) {
             assert!((f64::from(*found) - expected).abs() < 2e-6, "{found} and {expected}");
         }

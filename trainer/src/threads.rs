@@ -1,4 +1,4 @@
-//! Keeps libtorch's CPU threads from fighting with other programs.
+//! How many CPU threads libtorch uses, and how they wait for each other.
 //!
 //! A step consists of thousands of short parallel regions. GNU OpenMP, which libtorch uses, lets a
 //! thread that waits for the others at the end of a region spin for milliseconds. That is fine on an
@@ -11,6 +11,7 @@
 
 #[cfg(target_os = "linux")]
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// Rounds that a waiting thread spins before it sleeps: a fraction of a millisecond, more than the
 /// pauses between the regions of a step. GNU OpenMP's default is 300000.
@@ -34,4 +35,30 @@ pub fn wait_politely() {
             .env(DECIDED[0], SPIN_COUNT)
             .exec();
     }
+}
+
+/// Sets the number of threads, from all down to one by halves, to the one with which `work` is done
+/// soonest, and returns it. More are not always better: threads must meet after each operation, which
+/// small models, and processors that another program uses, make dearer than it is worth.
+pub fn choose(mut work: impl FnMut()) -> i32 {
+    let all = tch::get_num_threads().max(1);
+    // The first time pays for memory that later ones reuse.
+    work();
+    let mut best = (Duration::MAX, all);
+    let mut n = all;
+    loop {
+        tch::set_num_threads(n);
+        let times = [(); 2].map(|()| {
+            let started = Instant::now();
+            work();
+            started.elapsed()
+        });
+        best = best.min((times[0].min(times[1]), n));
+        if n == 1 {
+            break;
+        }
+        n /= 2;
+    }
+    tch::set_num_threads(best.1);
+    best.1
 }

@@ -17,6 +17,7 @@ use crate::optim::{AdamW, cosine_lr};
 use crate::params::flat_to_vec;
 use crate::report::Report;
 use crate::sample::sample;
+use crate::threads;
 
 /// Tokens of a step that the CPU works on at a time. Activations of so many stay in its caches, and
 /// the gradients of all parts add up to that of the whole step.
@@ -166,6 +167,21 @@ impl<'a> Trainer<'a> {
         report.finish();
         self.finished(report)?;
         Ok(Outcome::Finished)
+    }
+
+    /// Lets libtorch use as many CPU threads as make this run fastest now, and returns how many.
+    ///
+    /// # Errors
+    /// The training split is empty.
+    pub fn choose_threads(&mut self) -> Result<i32> {
+        let (tokens, targets) = self.batches.get(Split::Train, Purpose::Step, 0)?;
+        let n_micro = self.n_micro as i64;
+        let (tokens, targets) = (tokens.narrow(0, 0, n_micro), targets.narrow(0, 0, n_micro));
+        let n = threads::choose(|| {
+            let _ = self.backward(&tokens, &targets);
+        });
+        self.model.params.theta.zero_grad();
+        Ok(n)
     }
 
     /// One step of the optimizer. Returns the loss where it was looked at.
