@@ -193,24 +193,34 @@ pub fn random_tokens(n: usize, vocab_size: usize, seed: u64) -> Vec<u32> {
 /// The path of one of the project's programs, built first if it is not up to date, with the profile
 /// of the tests and in the same folder.
 pub fn program(name: &str) -> PathBuf {
-    static BUILDING: Mutex<()> = Mutex::new(());
     let package = match name {
         "teeny-run" => "teeny-runtime",
         "teeny-train" => "teeny-trainer",
         other => panic!("{other} is no program of this project"),
     };
+    build(package, &["--bin", name]).join(name)
+}
+
+/// The folder with `libteeny.so` and `libteeny.a`, built as [`program`] does.
+pub fn library() -> PathBuf {
+    build("teeny-ffi", &["--lib"])
+}
+
+/// Builds a target of a package; returns the folder that it is in.
+fn build(package: &str, target: &[&str]) -> PathBuf {
+    static BUILDING: Mutex<()> = Mutex::new(());
     // target/PROFILE/deps/this-test
     let test = std::env::current_exe().expect("this test");
     let folder = test.ancestors().nth(2).expect("target/PROFILE").to_owned();
     let _one_at_a_time = BUILDING.lock();
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--quiet", "--package", package, "--bin", name]);
+    cargo.args(["build", "--quiet", "--package", package]).args(target);
     cargo.arg("--target-dir").arg(folder.parent().expect("target"));
     if !cfg!(debug_assertions) {
         cargo.arg("--release");
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let built = cargo.current_dir(root).status().expect("cargo starts");
-    assert!(built.success(), "cargo builds {name}");
-    folder.join(name)
+    assert!(built.success(), "cargo builds {package}");
+    folder
 }
