@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::backend::{AttentionShape, Backend, Linear, NormWeights, Span};
+use crate::backend::{AttentionShape, Backend, Linear, NormWeights, Span, zeros};
 use crate::config::{ModelConfig, Norm, PositionalEncoding};
 use crate::error::{Error, Result};
 use crate::format::{self, SINUSOID_DIM, names};
@@ -295,7 +295,7 @@ impl<B: Backend> Model<B> {
             gate: b.buffer(rows * c.ffn_dim)?,
             up: b.buffer(rows * c.ffn_dim)?,
             encoding: b.buffer(rows * encoding)?,
-            host: vec![0.0; rows * encoding],
+            host: zeros("activations", rows * encoding)?,
             positions: Vec::with_capacity(rows),
             last: b.buffer(rows * c.n_embd)?,
             logits: b.buffer(rows * c.vocab_size)?,

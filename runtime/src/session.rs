@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::backend::{Backend, Span};
+use crate::backend::{Backend, Span, zeros};
 use crate::config::PositionalEncoding;
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
@@ -57,7 +57,7 @@ impl<B: Backend> Session<B> {
             overflow,
             cache: model.cache()?,
             activations: model.activations()?,
-            logits: vec![0.0; model.config().vocab_size],
+            logits: zeros("logits", model.config().vocab_size)?,
             pos: 0,
             n_tokens: 0,
             history: Vec::new(),

@@ -14,9 +14,9 @@ pub mod scalar;
 
 pub use dispatch::Isa;
 
-use crate::backend::{AttentionShape, Backend, Linear, NormWeights, Span};
+use crate::backend::{AttentionShape, Backend, Linear, NormWeights, Span, zeros};
 use crate::config::Ffn;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kv_cache::{KvShape, PAGE};
 use crate::weights::{Tensor, TensorData};
 
@@ -57,15 +57,6 @@ pub struct CpuCache {
     pages: Vec<Vec<f32>>,
     /// Scores of one query over the window.
     scores: Vec<f32>,
-}
-
-fn zeros(what: &'static str, len: usize) -> Result<Vec<f32>> {
-    let mut values = Vec::new();
-    values
-        .try_reserve_exact(len)
-        .map_err(|_| Error::OutOfMemory { what, bytes: len.saturating_mul(4) })?;
-    values.resize(len, 0.0);
-    Ok(values)
 }
 
 impl Backend for Cpu {
