@@ -19,7 +19,7 @@
 //! | [`cpu`] | the CPU backend | backend |
 //! | [`model`] | the forward pass, written once over [`backend::Backend`] | backend, position |
 //! | [`session`] | one sequence: prefill, decode, overflow | model |
-//! | [`sampler`] | logits to a token; knows nothing of models | – |
+//! | [`sampler`] | logits to a token; knows nothing of models | cpu, for its exponential |
 //! | [`generate`](mod@generate) | the streaming loop with stop conditions | session, sampler |
 //!
 //! ```no_run
