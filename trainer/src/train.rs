@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tch::{Device, Tensor};
 use teeny_runtime::dataset::{Split, SplitMix64};
@@ -184,8 +184,26 @@ impl<'a> Trainer<'a> {
         Ok(n)
     }
 
+    /// The evaluations so far.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// The model in its present state.
+    pub fn model(&self) -> &Gpt {
+        &self.model
+    }
+
+    /// The optimizer in its present state.
+    pub fn optimizer(&self) -> &AdamW {
+        &self.optimizer
+    }
+
     /// One step of the optimizer. Returns the loss where it was looked at.
-    fn step(&mut self) -> Result<Option<f64>> {
+    ///
+    /// # Errors
+    /// A loss that is not a number.
+    pub fn step(&mut self) -> Result<Option<f64>> {
         let train = &self.run.train;
         let i = self.iteration;
         // Seeded by the step, so that a resumed run draws the same dropout masks.
@@ -373,15 +391,4 @@ fn check_writable(file: &Path) -> Result<()> {
     let probe = folder.join(format!(".teeny-train.{}.tmp", std::process::id()));
     std::fs::write(&probe, b"").map_err(refuse)?;
     std::fs::remove_file(&probe).map_err(refuse)
-}
-
-/// Time that one step takes, for comparisons with other programs; see `examples/step_time.rs`.
-pub fn time_steps(trainer: &mut Trainer<'_>, n: usize) -> Result<Vec<Duration>> {
-    (0..n)
-        .map(|_| {
-            let started = Instant::now();
-            trainer.step()?;
-            Ok(started.elapsed())
-        })
-        .collect()
 }
