@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::Path;
+use std::str::FromStr;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use tch::Tensor;
@@ -153,30 +154,14 @@ fn damaged(path: &Path, reason: impl ToString) -> Error {
     Error::Checkpoint { path: path.to_owned(), reason: reason.to_string() }
 }
 
-fn json<T: Copy + Into<serde_json::Value>>(values: &[T]) -> String {
-    serde_json::Value::from(values.iter().map(|v| (*v).into()).collect::<Vec<_>>()).to_string()
+/// A list of numbers as JSON. Rust prints the shortest digits that read back as the same number.
+fn json<T: std::fmt::Debug>(values: &[T]) -> String {
+    format!("{values:?}")
 }
 
-fn parse<T: TryFrom<Number>>(path: &Path, key: &str, text: &str) -> Result<Vec<T>> {
+fn parse<T: FromStr>(path: &Path, key: &str, text: &str) -> Result<Vec<T>> {
     let wrong = || damaged(path, format!("metadata key {key} is not a list of numbers"));
-    let value: serde_json::Value = serde_json::from_str(text).map_err(|_| wrong())?;
-    let list = value.as_array().ok_or_else(wrong)?;
-    list.iter().map(|v| T::try_from(Number(v.clone())).map_err(|_| wrong())).collect()
-}
-
-/// A JSON number on its way to one of ours.
-struct Number(serde_json::Value);
-
-impl TryFrom<Number> for u64 {
-    type Error = ();
-    fn try_from(number: Number) -> std::result::Result<u64, ()> {
-        number.0.as_u64().ok_or(())
-    }
-}
-
-impl TryFrom<Number> for f64 {
-    type Error = ();
-    fn try_from(number: Number) -> std::result::Result<f64, ()> {
-        number.0.as_f64().ok_or(())
-    }
+    let inner = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).ok_or_else(wrong)?;
+    let items = inner.split(',').map(str::trim).filter(|item| !item.is_empty());
+    items.map(|item| item.parse().map_err(|_| wrong())).collect()
 }
