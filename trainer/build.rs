@@ -1,7 +1,8 @@
 //! Links libtorch so that the finished binaries run with no environment variables, and with CUDA.
 //!
-//! Reads LIBTORCH itself instead of depending on torch-sys: so this script runs before torch-sys
-//! compiles, and a missing libtorch is reported here, in words, rather than by the C++ compiler.
+//! Also the build script of the package of tests, which links libtorch in the same way. LIBTORCH comes
+//! from `.cargo/config.toml`; where there is no libtorch yet, torch-sys usually fails first, at
+//! `torch/torch.h`, and `trainer/setup.sh` is the remedy all the same.
 
 use std::path::{Path, PathBuf};
 

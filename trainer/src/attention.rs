@@ -2,6 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 use teeny_runtime::config::{ModelConfig, PositionalEncoding};
+use teeny_runtime::position::alibi_slopes;
 
 use crate::dropout::{keep_mask, keep_scale};
 
@@ -214,15 +215,4 @@ fn alibi(n_head: usize, max_t: usize) -> Tensor {
     let positions = Tensor::arange(max_t as i64, (Kind::Float, Device::Cpu));
     let behind = positions.unsqueeze(0) - positions.unsqueeze(1); // key - query
     Tensor::from_slice(&alibi_slopes(n_head)).view([n_head as i64, 1, 1]) * behind
-}
-
-/// Slopes of ALiBi (Press and others, 2022): `2^(-8(h+1)/n_head)` for a power of two; otherwise those
-/// of the power of two below, then every other one of the power of two above.
-fn alibi_slopes(n_head: usize) -> Vec<f32> {
-    let power = |n: usize| (0..n).map(move |h| 2f64.powf(-8.0 * (h + 1) as f64 / n as f64) as f32);
-    if n_head.is_power_of_two() {
-        return power(n_head).collect();
-    }
-    let below = n_head.next_power_of_two() / 2;
-    power(below).chain(power(2 * below).step_by(2).take(n_head - below)).collect()
 }

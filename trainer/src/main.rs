@@ -37,7 +37,7 @@ struct Args {
     /// Continue from a checkpoint of the same model, such as models/shakespeare.last.ckpt
     #[arg(long, value_name = "FILE")]
     resume: Option<PathBuf>,
-    /// CPU threads [default: the key threads of [train]; 0 lets libtorch choose]
+    /// CPU threads [default: the key threads of [train]; 0 chooses by a short timing]
     #[arg(short, long, value_name = "N")]
     threads: Option<usize>,
 }
@@ -92,6 +92,10 @@ fn run(args: &Args) -> std::result::Result<u8, (Error, u8)> {
     if on_cpu && run.train.threads == 0 {
         trainer.choose_threads().map_err(refused)?;
     }
+    if let Some(checkpoint) = &args.resume {
+        trainer.resume(checkpoint).map_err(refused)?;
+        eprintln!("\ncontinuing after step {} of {}", trainer.iteration(), checkpoint.display());
+    }
     eprintln!("\n{} parameters; {}", run.n_params(), place(device));
     train(&run, &mut trainer, &stop).map_err(|error| (error, FAILED))
 }
@@ -112,7 +116,7 @@ fn configure(args: &Args) -> Result<Run> {
 
 fn train(run: &Run, trainer: &mut Trainer<'_>, stop: &AtomicBool) -> Result<u8> {
     let tokens_per_step = (run.train.n_batch * run.train.n_context) as u64;
-    let mut report = Report::new(0, run.train.n_iters, tokens_per_step);
+    let mut report = Report::new(trainer.iteration(), run.train.n_iters, tokens_per_step);
     let outcome = trainer.train(stop, &mut report);
     report.finish();
     let outcome = outcome?;
