@@ -21,10 +21,17 @@ fn main() {
     // Through the symbolic link to the true folder: libtorch's own libraries look for CUDA's
     // relative to where they lie.
     let lib = match lib.canonicalize() {
-        Ok(lib) if lib.join("libtorch_cpu.so").exists() => lib,
+        Ok(lib)
+            if ["so", "dylib"].iter().any(|e| lib.join(format!("libtorch_cpu.{e}")).exists()) =>
+        {
+            lib
+        }
         Ok(_) | Err(_) => fail(&format!("no libtorch in {}", lib.display())),
     };
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+    if std::env::var("CARGO_CFG_TARGET_OS").as_deref() != Ok("linux") {
+        return;
+    }
     println!("cargo:rustc-link-arg=-L{}", lib.display());
     // Nothing in our code names a symbol of libtorch_cuda: it registers itself when it is loaded.
     // Without this the linker drops it, and the binary finds no GPU on a machine that has one.
