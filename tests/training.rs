@@ -1,6 +1,7 @@
 //! One real training run on tiny Shakespeare, through the programs: the loss must beat a bigram
 //! model's, and teeny-run must decode the export.
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -282,7 +283,7 @@ fn resuming_equals_never_having_stopped() {
 #[test]
 fn an_interrupt_saves_and_leaves() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let child = Command::new(program("teeny-train"))
+    let mut child = Command::new(program("teeny-train"))
         .arg("--config")
         .arg(root().join("config.ini"))
         .args(["--device", "cpu", "--set", &format!("dataset.input_file={}", corpus().display())])
@@ -294,12 +295,22 @@ fn an_interrupt_saves_and_leaves() {
         .stderr(std::process::Stdio::piped())
         .spawn()
         .expect("the program starts");
-    std::thread::sleep(std::time::Duration::from_secs(8));
+    // Once it reports its speed it is in the middle of training.
+    let mut lines =
+        BufReader::new(child.stderr.take().expect("a pipe")).lines().map_while(Result::ok);
+    let mut log: Vec<String> = Vec::new();
+    while let Some(line) = lines.next() {
+        let is_training = line.contains("tokens/s");
+        log.push(line);
+        if is_training {
+            break;
+        }
+    }
     let interrupt = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
     assert!(interrupt.expect("kill starts").success());
-    let output = child.wait_with_output().expect("it ends");
-    let log = stderr(&output);
-    assert_eq!(output.status.code(), Some(130), "{log}");
+    log.extend(lines);
+    let log = log.join("\n");
+    assert_eq!(child.wait().expect("it ends").code(), Some(130), "{log}");
     assert!(folder.path().join("models/shakespeare.last.ckpt").exists(), "{log}");
     Weights::map(&folder.path().join("models/shakespeare.safetensors")).expect("an export");
 }
