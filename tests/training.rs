@@ -299,7 +299,7 @@ fn an_interrupt_saves_and_leaves() {
     let mut lines =
         BufReader::new(child.stderr.take().expect("a pipe")).lines().map_while(Result::ok);
     let mut log: Vec<String> = Vec::new();
-    while let Some(line) = lines.next() {
+    for line in lines.by_ref() {
         let is_training = line.contains("tokens/s");
         log.push(line);
         if is_training {
