@@ -6,6 +6,7 @@ use crate::backend::{Backend, Span, zeros};
 use crate::config::PositionalEncoding;
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
+use crate::kv_cache::MAX_ROWS;
 use crate::model::{Activations, LogitRows, Model};
 
 /// What a session does with a token for which `max_seq_len` has no room.
@@ -70,7 +71,7 @@ impl<B: Backend> Session<B> {
     /// # Errors
     /// No memory.
     pub fn reserve(&mut self, n_tokens: usize) -> Result<()> {
-        let n_tokens = n_tokens.min(self.max_seq_len() + crate::kv_cache::MAX_ROWS);
+        let n_tokens = n_tokens.min(self.max_seq_len() + MAX_ROWS);
         self.model.reserve(&mut self.cache, self.pos, n_tokens)?;
         if self.restarts() {
             self.history.reserve(n_tokens.min(self.max_seq_len()));
@@ -81,8 +82,8 @@ impl<B: Backend> Session<B> {
     /// Feeds tokens and returns the logits for the one that follows them. (vocab_size)
     ///
     /// # Errors
-    /// No token at all, a token outside the vocabulary, more tokens than the overflow policy allows
-    /// (nothing is fed then), or no memory.
+    /// No token at all, a token outside the vocabulary, more tokens than the overflow policy allows,
+    /// or no memory. Nothing is fed then.
     pub fn prefill(&mut self, tokens: &[u32]) -> Result<&[f32]> {
         if tokens.is_empty() {
             return Err(Error::Argument {
@@ -101,6 +102,9 @@ impl<B: Backend> Session<B> {
             }
             Some(_) | None => {}
         }
+        // All memory first: should there be none, nothing has changed yet.
+        let rows = tokens.len().min(self.max_seq_len() + MAX_ROWS);
+        self.model.reserve(&mut self.cache, self.pos, rows)?;
         if self.restarts() {
             self.feed_absolute(tokens)?;
         } else {
