@@ -56,6 +56,8 @@ pub enum Error {
         /// How much was asked for.
         bytes: usize,
     },
+    /// The caller asked to stop.
+    Cancelled,
 }
 
 /// What is wrong with a configuration. Boxed, so that results stay small where all goes well.
@@ -112,6 +114,7 @@ impl fmt::Display for Error {
             Error::OutOfMemory { what, bytes } => {
                 write!(f, "out of memory: cannot allocate {bytes} bytes for {what}")
             }
+            Error::Cancelled => f.write_str("cancelled"),
         }
     }
 }
@@ -125,7 +128,8 @@ impl std::error::Error for Error {
             | Error::Tokenizer(_)
             | Error::ContextFull { .. }
             | Error::Argument { .. }
-            | Error::OutOfMemory { .. } => None,
+            | Error::OutOfMemory { .. }
+            | Error::Cancelled => None,
         }
     }
 }
