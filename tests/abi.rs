@@ -142,7 +142,7 @@ fn a_c_program_generates_the_text_of_the_rust_interface() {
     let options = SamplerOptions { seed: 11, ..SamplerOptions::default() };
     let mut sampler = Sampler::new(options).expect("valid options");
     let tokens = model.tokenizer().encode(prompt).expect("in the vocabulary");
-    let options = GenerateOptions { max_tokens: 100, stop: Vec::new() };
+    let options = GenerateOptions { max_tokens: 100, ..GenerateOptions::default() };
     let mut expected = String::new();
     generate(&mut session, &mut sampler, &tokens, &options, &mut |text| {
         expected.push_str(text);

@@ -199,7 +199,11 @@ fn generating_allocates_nothing_per_token() {
     let calls = |max_tokens| {
         let mut session = session(&model);
         let mut sampler = Sampler::new(Default::default()).expect("the defaults");
-        let options = GenerateOptions { max_tokens, stop: vec!["never\n".into()] };
+        let options = GenerateOptions {
+            max_tokens,
+            stop: vec!["never\n".into()],
+            ..GenerateOptions::default()
+        };
         let mut text = |_: &str| ControlFlow::Continue(());
         let (done, calls) =
             allocations_of(|| generate(&mut session, &mut sampler, &[1, 2], &options, &mut text));

@@ -241,7 +241,8 @@ pub unsafe extern "C" fn teeny_generate(
         let prompt = model.tokenizer().encode(prompt)?;
         let mut sampler = Sampler::new(options.sampler())?;
         let mut session = Session::new(&model, options.overflow()?)?;
-        let options = GenerateOptions { max_tokens: options.max_tokens, stop };
+        let options =
+            GenerateOptions { max_tokens: options.max_tokens, stop, ..GenerateOptions::default() };
 
         let mut answer = 0;
         let done = generate(&mut session, &mut sampler, &prompt, &options, &mut |text| {
@@ -252,7 +253,7 @@ pub unsafe extern "C" fn teeny_generate(
         })?;
         match done.reason {
             EndReason::Length | EndReason::StopText | EndReason::ContextFull => Ok(()),
-            EndReason::Cancelled => Err(Failure::cancelled(answer)),
+            EndReason::Cancelled | EndReason::Failed => Err(Failure::cancelled(answer)),
         }
     })
 }

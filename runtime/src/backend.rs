@@ -8,6 +8,8 @@
 //! Every row's result must depend on that row alone and be accumulated in a fixed order, so that a
 //! prompt in one piece, in many pieces, or in a batch gives the same bits.
 
+use std::ops::Range;
+
 use crate::config::Ffn;
 use crate::error::{Error, Result};
 use crate::kv_cache::KvShape;
@@ -106,11 +108,27 @@ pub trait Backend: Sized {
     /// No memory on the device.
     fn cache(&self, shape: &KvShape) -> Result<Self::Cache>;
 
-    /// Makes sure that `cache` has memory for `rows` positions from `pos` on.
+    /// Makes sure that `cache` has memory of its own for `rows` positions from `pos` on.
     ///
     /// # Errors
     /// No memory on the device.
     fn reserve(&self, cache: &mut Self::Cache, pos: usize, rows: usize) -> Result<()>;
+
+    /// A second cache with the same contents, whose memory is shared until one of them writes.
+    ///
+    /// # Errors
+    /// No memory on the device.
+    fn fork(&self, cache: &Self::Cache) -> Result<Self::Cache>;
+
+    /// Bytes of a cache's keys and values, and how many of them are shared with forks.
+    fn cache_bytes(&self, cache: &Self::Cache) -> (usize, usize);
+
+    /// Copies keys and values of positions that are in the cache to the host.
+    /// `out`: (positions, n_layer, n_kv_head, 2, head_dim)
+    fn read_cache(&self, out: &mut [f32], cache: &Self::Cache, positions: Range<usize>);
+
+    /// The reverse of `read_cache`, for positions that are reserved.
+    fn write_cache(&self, cache: &mut Self::Cache, positions: Range<usize>, values: &[f32]);
 
     /// `out[t]` = table[ids[t]]. `table`: (n, width), `out`: (T, width); every id is below n.
     fn embed(&self, out: &mut Self::Buffer, table: &Self::Matrix, ids: &[u32]);

@@ -1,20 +1,27 @@
-//! The streaming loop: prompt in, pieces of text out, with stop conditions.
+//! Prompt in, pieces of text out, with stop conditions: pulled piece by piece from a [`TextStream`],
+//! or pushed by [`generate`].
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use crate::backend::Backend;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::sampler::Sampler;
 use crate::session::{Overflow, Session};
 
-/// When to end.
+/// When to end, and what to hand out.
 #[derive(Clone, Debug, Default)]
 pub struct GenerateOptions {
     /// Most tokens to generate.
     pub max_tokens: usize,
     /// Texts that end generation; the one found is not part of the output. Empty ones are ignored.
     pub stop: Vec<String>,
+    /// Hands out the bytes of tokens as they are, without waiting for whole characters.
+    pub raw_bytes: bool,
+    /// Feeds each token before its text is handed out, the last one too, so that the session can go
+    /// on from there: it then holds the prompt and every token that was drawn, those of a stop text
+    /// included, unless its context was full.
+    pub feed_last: bool,
 }
 
 /// Why generation ended.
@@ -26,8 +33,11 @@ pub enum EndReason {
     StopText,
     /// The context is full and the session's policy is [`Overflow::Stop`].
     ContextFull,
-    /// The caller's function asked for it.
+    /// The caller's function or the session's [`CancelFlag`](crate::session::CancelFlag) asked for
+    /// it.
     Cancelled,
+    /// An error, which was returned.
+    Failed,
 }
 
 /// What was done, and how long it took.
@@ -43,15 +53,18 @@ pub struct Generation {
     pub prefill_time: Duration,
     /// From there to the end.
     pub decode_time: Duration,
-    /// Single-token passes in `decode_time`: one fewer than tokens, the last is not fed.
+    /// Single-token passes in `decode_time`: usually one fewer than tokens, the last is not fed.
     pub decode_steps: usize,
 }
 
 /// Feeds `prompt` and generates, handing out text as soon as it can no longer change: whole UTF-8
-/// characters only, and nothing that may turn out to begin a stop text.
+/// characters only (with `raw_bytes`, U+FFFD for what is none), and nothing that may turn out to
+/// begin a stop text.
+///
+/// An empty prompt goes on after the tokens that the session holds.
 ///
 /// # Errors
-/// An empty prompt, tokens outside the vocabulary, a context that is full under
+/// An empty prompt in an empty session, tokens outside the vocabulary, a context that is full under
 /// [`Overflow::Error`], or weights that give no usable logits.
 pub fn generate<B: Backend>(
     session: &mut Session<B>,
@@ -61,83 +74,230 @@ pub fn generate<B: Backend>(
     on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Generation> {
     let start = Instant::now();
-    session.reserve(prompt.len().saturating_add(options.max_tokens))?;
-    session.prefill(prompt)?;
-    for token in prompt {
-        sampler.accept(*token);
+    let mut stream = TextStream::new(prompt.to_vec(), options.clone());
+    let mut reason = None;
+    while let Some(piece) = stream.next(session, sampler)? {
+        if on_text(&String::from_utf8_lossy(piece)).is_break() {
+            reason = Some(EndReason::Cancelled);
+            break;
+        }
     }
-    let prefilled = Instant::now();
-    let mut output = Output::new(&options.stop);
-    let mut tokens = 0;
-    let mut decode_steps = 0;
-    let mut reason = EndReason::Length;
-    while tokens < options.max_tokens {
-        let token = sampler.sample(session.logits())?;
-        tokens += 1;
-        let model = session.model();
-        output.push(model.tokenizer().token_bytes(token).unwrap_or_default());
-        if output.stopped() {
-            reason = EndReason::StopText;
-            break;
-        }
-        if output.hand_out(on_text).is_break() {
-            reason = EndReason::Cancelled;
-            break;
-        }
-        if tokens == options.max_tokens {
-            break;
-        }
-        if session.room() == Some(0) && session.overflow() == Overflow::Stop {
-            reason = EndReason::ContextFull;
-            break;
-        }
-        session.decode(token)?;
-        decode_steps += 1;
-    }
-    let rest = output.finish();
-    if reason != EndReason::Cancelled && !rest.is_empty() && on_text(&rest).is_break() {
-        reason = EndReason::Cancelled;
-    }
+    let first = stream.prefill_time.unwrap_or_else(|| start.elapsed());
     Ok(Generation {
-        reason,
+        // The stream has ended, unless the caller's function has.
+        reason: reason.or(stream.end).unwrap_or(EndReason::Cancelled),
         prompt_tokens: prompt.len(),
-        tokens,
-        prefill_time: prefilled - start,
-        decode_time: prefilled.elapsed(),
-        decode_steps,
+        tokens: stream.drawn,
+        prefill_time: first,
+        decode_time: start.elapsed().saturating_sub(first),
+        decode_steps: stream.decode_steps,
     })
 }
 
-/// Text on its way out.
-struct Output<'a> {
-    stop: Vec<&'a str>,
-    /// Bytes that are not yet a whole character.
-    bytes: Vec<u8>,
-    /// Whole characters not yet handed out.
-    text: String,
-    stopped: bool,
+/// Text as it is generated, one piece for each [`TextStream::next`].
+#[derive(Clone, Debug)]
+pub struct TextStream {
+    prompt: Vec<u32>,
+    options: GenerateOptions,
+    output: Output,
+    /// Drawn and not yet fed.
+    pending: Option<u32>,
+    drawn: usize,
+    decode_steps: usize,
+    started: Option<Instant>,
+    prefill_time: Option<Duration>,
+    first_token_time: Option<Duration>,
+    end: Option<EndReason>,
 }
 
-impl<'a> Output<'a> {
-    fn new(stop: &'a [String]) -> Output<'a> {
-        let stop: Vec<&str> =
-            stop.iter().map(String::as_str).filter(|stop| !stop.is_empty()).collect();
+impl TextStream {
+    /// Nothing is fed before the first piece is asked for.
+    pub fn new(prompt: Vec<u32>, options: GenerateOptions) -> TextStream {
+        TextStream {
+            output: Output::new(&options),
+            prompt,
+            options,
+            pending: None,
+            drawn: 0,
+            decode_steps: 0,
+            started: None,
+            prefill_time: None,
+            first_token_time: None,
+            end: None,
+        }
+    }
+
+    /// The next piece, at least one byte; `None` when generation has ended, then and ever after.
+    /// All calls must be given the same session and sampler.
+    ///
+    /// A cancelled prefill, like every other end, returns `None` with its reason.
+    ///
+    /// # Errors
+    /// As [`generate`]. The stream has ended then.
+    pub fn next<B: Backend>(
+        &mut self,
+        session: &mut Session<B>,
+        sampler: &mut Sampler,
+    ) -> Result<Option<&[u8]>> {
+        self.output.drop_handed_out();
+        while self.end.is_none() {
+            match self.step(session, sampler) {
+                Ok(()) => {}
+                Err(Error::Cancelled) => self.end = Some(EndReason::Cancelled),
+                Err(error) => {
+                    self.end = Some(EndReason::Failed);
+                    self.output.clear();
+                    return Err(error);
+                }
+            }
+            match self.end {
+                None => {}
+                // What was held back is not wanted any more.
+                Some(EndReason::Cancelled | EndReason::Failed) => self.output.clear(),
+                Some(EndReason::Length | EndReason::StopText | EndReason::ContextFull) => {
+                    self.output.finish();
+                }
+            }
+            if self.output.ready() > 0 {
+                break;
+            }
+        }
+        Ok(self.output.hand_out())
+    }
+
+    /// Draws one token, after feeding what has to be fed for that.
+    fn step<B: Backend>(&mut self, session: &mut Session<B>, sampler: &mut Sampler) -> Result<()> {
+        let started = *self.started.get_or_insert_with(Instant::now);
+        if self.prefill_time.is_none() {
+            self.feed_prompt(session, sampler)?;
+            self.prefill_time = Some(started.elapsed());
+        }
+        if self.drawn >= self.options.max_tokens {
+            self.end = Some(EndReason::Length);
+            return Ok(());
+        }
+        if session.cancel_flag().take() {
+            return Err(Error::Cancelled);
+        }
+        if self.pending.is_some()
+            && session.room() == Some(0)
+            && session.overflow() == Overflow::Stop
+        {
+            self.end = Some(EndReason::ContextFull);
+            return Ok(());
+        }
+        self.feed_pending(session)?;
+        let token = sampler.sample(session.logits())?;
+        self.drawn += 1;
+        self.pending = Some(token);
+        self.first_token_time.get_or_insert_with(|| started.elapsed());
+        self.output.push(session.model().tokenizer().token_bytes(token).unwrap_or_default());
+        if self.options.feed_last && session.room() != Some(0) {
+            self.feed_pending(session)?;
+        }
+        if self.output.stopped {
+            self.end = Some(EndReason::StopText);
+        } else if self.drawn == self.options.max_tokens {
+            self.end = Some(EndReason::Length);
+        }
+        Ok(())
+    }
+
+    fn feed_prompt<B: Backend>(
+        &mut self,
+        session: &mut Session<B>,
+        sampler: &mut Sampler,
+    ) -> Result<()> {
+        if self.prompt.is_empty() && session.n_tokens() == 0 {
+            return Err(Error::Argument {
+                name: "prompt",
+                found: "no text".into(),
+                expected: "at least one character, or a session that holds some".into(),
+            });
+        }
+        session.reserve(self.prompt.len().saturating_add(self.options.max_tokens))?;
+        if !self.prompt.is_empty() {
+            session.prefill(&self.prompt)?;
+        }
+        for token in &self.prompt {
+            sampler.accept(*token);
+        }
+        Ok(())
+    }
+
+    fn feed_pending<B: Backend>(&mut self, session: &mut Session<B>) -> Result<()> {
+        if let Some(token) = self.pending.take() {
+            session.decode(token)?;
+            self.decode_steps += 1;
+        }
+        Ok(())
+    }
+
+    /// Why it ended; `None` while it goes on.
+    pub fn end_reason(&self) -> Option<EndReason> {
+        self.end
+    }
+
+    /// From the first call of [`TextStream::next`] to the first token.
+    pub fn first_token_time(&self) -> Option<Duration> {
+        self.first_token_time
+    }
+}
+
+/// Text on its way out.
+#[derive(Clone, Debug)]
+struct Output {
+    stop: Vec<Vec<u8>>,
+    raw: bool,
+    /// Bytes that are not yet a whole character.
+    bytes: Vec<u8>,
+    /// What can be handed out, but for the part that may begin a stop text.
+    text: Vec<u8>,
+    /// How much of `text` was handed out with the last piece.
+    handed_out: usize,
+    stopped: bool,
+    finished: bool,
+}
+
+impl Output {
+    fn new(options: &GenerateOptions) -> Output {
+        let stop: Vec<Vec<u8>> = options
+            .stop
+            .iter()
+            .filter(|stop| !stop.is_empty())
+            .map(|stop| stop.as_bytes().to_vec())
+            .collect();
         // Room for a long token beyond the longest text that is held back.
-        let room = 256 + stop.iter().map(|stop| stop.len()).max().unwrap_or(0);
+        let room = 256 + stop.iter().map(Vec::len).max().unwrap_or(0);
         Output {
             stop,
+            raw: options.raw_bytes,
             bytes: Vec::with_capacity(room),
-            text: String::with_capacity(room),
+            text: Vec::with_capacity(room),
+            handed_out: 0,
             stopped: false,
+            finished: false,
         }
     }
 
     /// Adds the bytes of a token; bytes that no continuation can make valid become U+FFFD.
     fn push(&mut self, bytes: &[u8]) {
+        if self.raw {
+            self.text.extend_from_slice(bytes);
+        } else {
+            self.push_characters(bytes);
+        }
+        if let Some(at) = self.stop.iter().filter_map(|stop| find(&self.text, stop)).min() {
+            self.text.truncate(at);
+            self.stopped = true;
+        }
+    }
+
+    fn push_characters(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
         let mut used = 0;
         for chunk in self.bytes.utf8_chunks() {
-            self.text.push_str(chunk.valid());
+            self.text.extend_from_slice(chunk.valid().as_bytes());
             used += chunk.valid().len();
             let invalid = chunk.invalid();
             // The last chunk may be the beginning of a character that the next token completes.
@@ -145,41 +305,51 @@ impl<'a> Output<'a> {
                 break;
             }
             if !invalid.is_empty() {
-                self.text.push(char::REPLACEMENT_CHARACTER);
+                self.text.extend_from_slice(REPLACEMENT);
                 used += invalid.len();
             }
         }
         self.bytes.drain(..used);
-        if let Some(at) = self.stop.iter().filter_map(|stop| self.text.find(stop)).min() {
-            self.text.truncate(at);
-            self.stopped = true;
-        }
     }
 
-    fn stopped(&self) -> bool {
-        self.stopped
+    /// Bytes that no stop text can reach any more.
+    fn ready(&self) -> usize {
+        let held = match self.finished {
+            true => 0,
+            false => self.stop.iter().map(|stop| overlap(&self.text, stop)).max().unwrap_or(0),
+        };
+        self.text.len() - held
     }
 
-    /// Gives the text that no stop text can reach any more, if there is any.
-    fn hand_out(&mut self, on_text: &mut dyn FnMut(&str) -> ControlFlow<()>) -> ControlFlow<()> {
-        let held = self.stop.iter().map(|stop| overlap(&self.text, stop)).max().unwrap_or(0);
-        let ready = self.text.len() - held;
-        if ready == 0 {
-            return ControlFlow::Continue(());
-        }
-        let answer = on_text(&self.text[..ready]);
-        self.text.drain(..ready);
-        answer
+    /// Gives those bytes, which stay where they are until [`Output::drop_handed_out`].
+    fn hand_out(&mut self) -> Option<&[u8]> {
+        self.handed_out = self.ready();
+        (self.handed_out > 0).then(|| &self.text[..self.handed_out])
     }
 
-    /// Everything left; an unfinished character becomes U+FFFD.
-    fn finish(mut self) -> String {
+    fn drop_handed_out(&mut self) {
+        self.text.drain(..self.handed_out);
+        self.handed_out = 0;
+    }
+
+    /// Nothing follows: everything left may go, an unfinished character as U+FFFD.
+    fn finish(&mut self) {
         if !self.bytes.is_empty() && !self.stopped {
-            self.text.push(char::REPLACEMENT_CHARACTER);
+            self.text.extend_from_slice(REPLACEMENT);
         }
-        self.text
+        self.bytes.clear();
+        self.finished = true;
+    }
+
+    /// Nothing follows, and what is left is not wanted.
+    fn clear(&mut self) {
+        self.text.clear();
+        self.bytes.clear();
+        self.finished = true;
     }
 }
+
+const REPLACEMENT: &[u8] = "\u{fffd}".as_bytes();
 
 /// Whether more bytes could make this one character.
 fn begins_character(bytes: &[u8]) -> bool {
@@ -189,56 +359,72 @@ fn begins_character(bytes: &[u8]) -> bool {
     }
 }
 
-/// Length of the longest end of `text` with which `stop` begins.
-fn overlap(text: &str, stop: &str) -> usize {
-    (1..stop.len())
-        .rev()
-        .find(|n| stop.is_char_boundary(*n) && text.ends_with(&stop[..*n]))
-        .unwrap_or(0)
+/// Where `part`, which is not empty, first begins in `text`.
+fn find(text: &[u8], part: &[u8]) -> Option<usize> {
+    text.windows(part.len()).position(|window| window == part)
+}
+
+/// Length of the longest end of `text` with which `stop` begins. Both are whole characters unless
+/// they are raw, so such an end begins with a whole character too.
+fn overlap(text: &[u8], stop: &[u8]) -> usize {
+    (1..stop.len().min(text.len() + 1)).rev().find(|n| text.ends_with(&stop[..*n])).unwrap_or(0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn stream(tokens: &[&[u8]], stop: &[&str]) -> (Vec<String>, bool) {
-        let stop: Vec<String> = stop.iter().map(|s| (*s).to_owned()).collect();
-        let mut output = Output::new(&stop);
+    fn stream(tokens: &[&[u8]], stop: &[&str], raw_bytes: bool) -> (Vec<Vec<u8>>, bool) {
+        let stop = stop.iter().map(|s| (*s).to_owned()).collect();
+        let mut output =
+            Output::new(&GenerateOptions { stop, raw_bytes, ..GenerateOptions::default() });
         let mut pieces = Vec::new();
         for token in tokens {
             output.push(token);
-            if output.stopped() {
+            if output.stopped {
                 break;
             }
-            let _ = output.hand_out(&mut |text| {
-                pieces.push(text.to_owned());
-                ControlFlow::Continue(())
-            });
+            pieces.extend(output.hand_out().map(<[u8]>::to_vec));
+            output.drop_handed_out();
         }
-        let stopped = output.stopped();
-        let rest = output.finish();
-        if !rest.is_empty() {
-            pieces.push(rest);
-        }
-        (pieces, stopped)
+        output.finish();
+        pieces.extend(output.hand_out().map(<[u8]>::to_vec));
+        (pieces, output.stopped)
+    }
+
+    fn text(tokens: &[&[u8]], stop: &[&str]) -> (Vec<String>, bool) {
+        let (pieces, stopped) = stream(tokens, stop, false);
+        (pieces.into_iter().map(|p| String::from_utf8(p).expect("UTF-8")).collect(), stopped)
     }
 
     #[test]
     fn only_whole_characters_come_out() {
-        assert_eq!(stream(&[b"a\xc3", b"\xa9b"], &[]).0, ["a", "éb"]);
-        assert_eq!(stream(&[b"\xf0\x9f", b"\x98", b"\x80"], &[]).0, ["😀"]);
-        assert_eq!(stream(&[b"x\xff", b"y\xe2\x82"], &[]).0, ["x\u{fffd}", "y", "\u{fffd}"]);
-        assert_eq!(stream(&[b"\xe2", b"\x28"], &[]).0, ["\u{fffd}("]);
+        assert_eq!(text(&[b"a\xc3", b"\xa9b"], &[]).0, ["a", "éb"]);
+        assert_eq!(text(&[b"\xf0\x9f", b"\x98", b"\x80"], &[]).0, ["😀"]);
+        assert_eq!(text(&[b"x\xff", b"y\xe2\x82"], &[]).0, ["x\u{fffd}", "y", "\u{fffd}"]);
+        assert_eq!(text(&[b"\xe2", b"\x28"], &[]).0, ["\u{fffd}("]);
+    }
+
+    #[test]
+    fn raw_bytes_come_out_as_they_are() {
+        let (pieces, stopped) = stream(&[b"a\xc3", b"\xa9b", b"\xff"], &[], true);
+        assert_eq!(
+            (pieces, stopped),
+            (vec![b"a\xc3".into(), b"\xa9b".into(), b"\xff".into()], false)
+        );
+        let (pieces, stopped) = stream(&[b"a\xc3", b"\xa9b"], &["é"], true);
+        assert_eq!((pieces, stopped), (vec![b"a".into()], true));
     }
 
     #[test]
     fn a_stop_text_across_tokens_is_found_and_held_back() {
         assert_eq!(
-            stream(&[b"one", b" E", b"N", b"D two"], &["END"]),
+            text(&[b"one", b" E", b"N", b"D two"], &["END"]),
             (vec!["one".into(), " ".into()], true)
         );
-        assert_eq!(stream(&[b" E", b"N", b"d"], &["END"]).0, [" ", "ENd"]);
-        assert_eq!(stream(&[b" E", b"N"], &["END"]).0, [" ", "EN"]);
-        assert_eq!(stream(&[b"abc"], &["c", "b", ""]), (vec!["a".into()], true));
+        assert_eq!(text(&[b" E", b"N", b"d"], &["END"]).0, [" ", "ENd"]);
+        assert_eq!(text(&[b" E", b"N"], &["END"]).0, [" ", "EN"]);
+        assert_eq!(text(&[b"abc"], &["c", "b", ""]), (vec!["a".into()], true));
+        assert_eq!(text(&[b"\xc3", b"\xa9"], &["éé"]).0, ["é"]);
     }
 }

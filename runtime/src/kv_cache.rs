@@ -43,6 +43,11 @@ impl KvShape {
         self.n_layer * self.n_kv_head * 2 * PAGE * self.head_dim
     }
 
+    /// Floats of one position: keys and values of all layers and heads.
+    pub fn position_len(&self) -> usize {
+        self.n_layer * self.n_kv_head * 2 * self.head_dim
+    }
+
     /// Page and row in the page of a position.
     pub fn locate(&self, pos: usize) -> (usize, usize) {
         let slot = pos % self.slots;

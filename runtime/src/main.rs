@@ -156,7 +156,11 @@ fn run(args: &Args, start: Instant) -> Result<(), Failure> {
     let weights = Weights::map(&model_file(args)?)?;
     let model = Arc::new(Model::load(Cpu::new(), &weights)?);
     let mut session = Session::new(&model, args.overflow.into())?;
-    let options = GenerateOptions { max_tokens: args.length, stop: args.stop.clone() };
+    let options = GenerateOptions {
+        max_tokens: args.length,
+        stop: args.stop.clone(),
+        ..GenerateOptions::default()
+    };
 
     if let Some(config) = &args.config {
         let seed = sampler_options.seed;

@@ -1,6 +1,7 @@
 //! The model: [`Model::forward`] is the file's heart and reads like the paper.
 
 use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 
 use crate::backend::{AttentionShape, Backend, Linear, NormWeights, Span, zeros};
 use crate::config::{ModelConfig, Norm, PositionalEncoding};
@@ -24,6 +25,8 @@ pub struct Model<B: Backend> {
     layers: Vec<Layer<B>>,
     final_norm: Option<NormWeights<B::Vector>>,
     lm_head: Linear<B>, // (vocab_size, n_embd)
+    /// Activations that no pass is using: as many as there were passes at the same time.
+    idle: Mutex<Vec<Activations<B>>>,
 }
 
 /// What a positional encoding does, with what it needs for that.
@@ -144,6 +147,7 @@ impl<B: Backend> Model<B> {
             layers,
             final_norm,
             lm_head,
+            idle: Mutex::default(),
         })
     }
 
@@ -273,6 +277,28 @@ impl<B: Backend> Model<B> {
         self.backend.read(out, &a.logits);
     }
 
+    /// Brings the last hidden state of a wanted row to the host, as the final norm left it.
+    /// `out`: (n_embd)
+    pub fn read_hidden(&self, out: &mut [f32], row: usize, a: &mut Activations<B>) {
+        self.backend.copy_row(&mut a.branch, 0, &a.normed, row, self.config.n_embd);
+        self.backend.read(out, &a.branch);
+    }
+
+    /// Activations that no pass is using, made now if there are none. Sessions take them for a pass
+    /// and give them back: a model with many sessions needs only as many as run at the same time.
+    ///
+    /// # Errors
+    /// No memory on the device.
+    pub fn take_activations(&self) -> Result<Activations<B>> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        idle.map_or_else(|| self.activations(), Ok)
+    }
+
+    /// Gives back what [`Model::take_activations`] gave.
+    pub fn give_activations(&self, a: Activations<B>) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(a);
+    }
+
     /// Makes room for passes of up to [`MAX_ROWS`] rows, fewer if that would take more memory than
     /// the weights do: a file of hostile proportions gets no more than its own size.
     ///
@@ -308,6 +334,14 @@ impl<B: Backend> Model<B> {
     /// No memory on the device.
     pub fn cache(&self) -> Result<B::Cache> {
         self.backend.cache(&KvShape::new(&self.config))
+    }
+
+    /// A second cache with the same contents, whose memory is shared until one of them writes.
+    ///
+    /// # Errors
+    /// No memory on the device.
+    pub fn fork(&self, cache: &B::Cache) -> Result<B::Cache> {
+        self.backend.fork(cache)
     }
 
     /// Allocates keys and values for `rows` positions from `pos` on.

@@ -14,6 +14,9 @@ pub mod scalar;
 
 pub use dispatch::Isa;
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use crate::backend::{AttentionShape, Backend, Linear, NormWeights, Span, zeros};
 use crate::config::Ffn;
 use crate::error::Result;
@@ -53,8 +56,9 @@ impl Default for Cpu {
 #[derive(Debug)]
 pub struct CpuCache {
     shape: KvShape,
-    /// Allocated when a position first reaches them. Each: (n_layer, n_kv_head, 2, PAGE, head_dim)
-    pages: Vec<Vec<f32>>,
+    /// Allocated when a position first reaches them, shared with forks until one of them writes.
+    /// Each: (n_layer, n_kv_head, 2, PAGE, head_dim)
+    pages: Vec<Arc<Vec<f32>>>,
     /// Scores of one query over the window.
     scores: Vec<f32>,
 }
@@ -84,10 +88,58 @@ impl Backend for Cpu {
     fn reserve(&self, cache: &mut CpuCache, pos: usize, rows: usize) -> Result<()> {
         let reached = pos.saturating_add(rows).min(cache.shape.slots);
         while cache.pages.len() * PAGE < reached {
-            cache.pages.push(zeros("keys and values", cache.shape.page_len())?);
-            cache.scores = zeros("attention scores", cache.pages.len() * PAGE)?;
+            let page = zeros("keys and values", cache.shape.page_len())?;
+            cache.scores = zeros("attention scores", (cache.pages.len() + 1) * PAGE)?;
+            cache.pages.push(Arc::new(page));
+        }
+        // Here and not while storing, because here it may fail.
+        let n_pages = cache.shape.slots / PAGE;
+        for page in (pos / PAGE..pos.saturating_add(rows).div_ceil(PAGE)).take(n_pages) {
+            let page = &mut cache.pages[page % n_pages];
+            if Arc::get_mut(page).is_none() {
+                let mut own = zeros("keys and values", page.len())?;
+                own.copy_from_slice(page);
+                *page = Arc::new(own);
+            }
         }
         Ok(())
+    }
+
+    fn fork(&self, cache: &CpuCache) -> Result<CpuCache> {
+        Ok(CpuCache {
+            shape: cache.shape.clone(),
+            pages: cache.pages.clone(),
+            scores: zeros("attention scores", cache.scores.len())?,
+        })
+    }
+
+    fn cache_bytes(&self, cache: &CpuCache) -> (usize, usize) {
+        let page = cache.shape.page_len() * size_of::<f32>();
+        let shared = cache.pages.iter().filter(|page| Arc::strong_count(page) > 1).count();
+        (cache.pages.len() * page, shared * page)
+    }
+
+    fn read_cache(&self, out: &mut [f32], cache: &CpuCache, positions: Range<usize>) {
+        let shape = &cache.shape;
+        for (out, pos) in out.chunks_exact_mut(shape.position_len()).zip(positions) {
+            let (page, slot) = shape.locate(pos);
+            let rows = cache.pages[page].chunks_exact(PAGE * shape.head_dim);
+            for (out, rows) in out.chunks_exact_mut(shape.head_dim).zip(rows) {
+                out.copy_from_slice(&rows[slot * shape.head_dim..][..shape.head_dim]);
+            }
+        }
+    }
+
+    fn write_cache(&self, cache: &mut CpuCache, positions: Range<usize>, values: &[f32]) {
+        let shape = &cache.shape;
+        for (values, pos) in values.chunks_exact(shape.position_len()).zip(positions) {
+            let (page, slot) = shape.locate(pos);
+            let page = Arc::make_mut(&mut cache.pages[page]);
+            let rows = page.chunks_exact_mut(PAGE * shape.head_dim);
+            for (values, rows) in values.chunks_exact(shape.head_dim).zip(rows) {
+                rows[slot * shape.head_dim..][..shape.head_dim].copy_from_slice(values);
+            }
+        }
     }
 
     fn embed(&self, out: &mut Vec<f32>, table: &Tensor, ids: &[u32]) {
@@ -208,7 +260,8 @@ impl Backend for Cpu {
 fn store(cache: &mut CpuCache, layer: usize, pos: usize, k: &[f32], v: &[f32]) {
     let shape = &cache.shape;
     let (page, slot) = shape.locate(pos);
-    let page = &mut cache.pages[page];
+    // `reserve` has made the page our own, so nothing is copied.
+    let page = Arc::make_mut(&mut cache.pages[page]);
     let width = shape.head_dim;
     for head in 0..shape.n_kv_head {
         let from = head * width..(head + 1) * width;
