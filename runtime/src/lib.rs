@@ -20,7 +20,8 @@
 //! | [`model`] | the forward pass, written once over [`backend::Backend`] | backend, position |
 //! | [`session`] | one sequence: prefill, decode, overflow | model |
 //! | [`sampler`] | logits to a token; knows nothing of models | cpu, for its exponential |
-//! | [`generate`](mod@generate) | the streaming loop with stop conditions | session, sampler |
+//! | [`generate`](mod@generate) | text as a stream, with stop conditions | session, sampler |
+//! | [`score`](mod@score) | how likely a text is | session |
 //!
 //! ```no_run
 //! use std::{ops::ControlFlow, path::Path, sync::Arc};
@@ -53,6 +54,7 @@ pub mod kv_cache;
 pub mod model;
 pub mod position;
 pub mod sampler;
+pub mod score;
 pub mod session;
 pub mod tokenizer;
 pub mod weights;
@@ -61,8 +63,9 @@ pub use config::{Ffn, ModelConfig, Norm, PositionalEncoding};
 pub use cpu::Cpu;
 pub use error::{Error, Result};
 pub use format::Dtype;
-pub use generate::{EndReason, GenerateOptions, Generation, generate};
+pub use generate::{EndReason, GenerateOptions, Generation, TextStream, generate};
 pub use model::Model;
 pub use sampler::{Sampler, SamplerOptions};
-pub use session::{Overflow, Session};
+pub use score::{Score, TokenScore, score};
+pub use session::{CancelFlag, Overflow, Session, SessionStats};
 pub use weights::Weights;

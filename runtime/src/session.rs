@@ -221,7 +221,7 @@ impl<B: Backend> Session<B> {
     }
 
     /// Refuses tokens that cannot be fed.
-    fn check(&self, tokens: &[u32]) -> Result<()> {
+    pub(crate) fn check(&self, tokens: &[u32]) -> Result<()> {
         if tokens.is_empty() {
             return Err(Error::Argument {
                 name: "tokens",
