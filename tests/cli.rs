@@ -96,6 +96,23 @@ fn the_overflow_policy_is_the_users() {
     assert!(stderr(&error).contains("context full"), "{}", stderr(&error));
 }
 
+/// A penalty that no logit outweighs: a greedy text then has no character twice among the last 10.
+#[test]
+fn penalties_keep_recent_characters_out() {
+    let file = model();
+    let path = file.path();
+    let base = ["-m", text(&path), "-p", "A", "-n", "60", "--temp", "0"];
+    for penalty in ["--frequency-penalty", "--presence-penalty"] {
+        let args = [&base[..], &[penalty, "100", "--repeat-last-n", "10"]].concat();
+        let text: Vec<char> = stdout(&run(&args)).chars().collect();
+        assert_eq!(text.len(), 61);
+        assert!(text.windows(11).all(|w| !w[..10].contains(&w[10])), "{text:?}");
+    }
+    // The opposite repeats one for ever.
+    let args = [&base[..], &["--frequency-penalty", "-100"]].concat();
+    assert!(stdout(&run(&args)).chars().skip(1).all(|c| c == 'A'));
+}
+
 #[test]
 fn stop_texts_end_the_output_before_them() {
     let file = model();
@@ -157,6 +174,10 @@ fn wrong_arguments_and_files_are_refused_in_words() {
     assert!(refusal(&["-m", path, "-p", "A", "--temperature", "nan"]).contains("temperature"));
     assert!(refusal(&["-m", path, "-p", "A", "--temperature=-1"]).contains("temperature"));
     assert!(refusal(&["-m", path, "-p", "A", "--top-p", "0"]).contains("top_p"));
+    for penalty in ["repeat", "frequency", "presence"] {
+        let message = refusal(&["-m", path, "-p", "A", &format!("--{penalty}-penalty"), "101"]);
+        assert!(message.contains(&format!("{penalty}_penalty")), "{message}");
+    }
     assert!(refusal(&["-m", path, "-p", "A", "--min-p", "2"]).contains("min_p"));
     assert!(refusal(&["-m", path, "--overflow", "wrap"]).contains("wrap"));
     assert!(refusal(&["--lenght", "3"]).contains("--length"), "the nearest flag is named");

@@ -95,7 +95,7 @@ impl teeny_generate_options {
             top_p: sampler.top_p,
             min_p: sampler.min_p,
             repeat_penalty: sampler.repeat_penalty,
-            repeat_last_n: sampler.repeat_last_n as u32,
+            repeat_last_n: sampler.penalty_last_n as u32,
             overflow: teeny_overflow::TEENY_OVERFLOW_SLIDE as i32,
         }
     }
@@ -167,8 +167,9 @@ impl teeny_generate_options {
             top_p: self.top_p,
             min_p: self.min_p,
             repeat_penalty: self.repeat_penalty,
-            repeat_last_n: self.repeat_last_n as usize,
+            penalty_last_n: self.repeat_last_n as usize,
             seed: self.seed,
+            ..SamplerOptions::default()
         }
     }
 }

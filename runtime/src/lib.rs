@@ -65,7 +65,7 @@ pub use error::{Error, Result};
 pub use format::Dtype;
 pub use generate::{EndReason, GenerateOptions, Generation, TextStream, generate};
 pub use model::Model;
-pub use sampler::{Sampler, SamplerOptions};
+pub use sampler::{Sampler, SamplerOptions, Stage};
 pub use score::{Score, TokenScore, score};
 pub use session::{CancelFlag, Overflow, Session, SessionStats};
 pub use weights::Weights;

@@ -48,9 +48,18 @@ struct Args {
     /// Draw only tokens at least P times as likely as the most likely one; 0 is off
     #[arg(long, value_name = "P", default_value_t = 0.05)]
     min_p: f32,
-    /// Make the last 64 tokens less likely; 1 is off
+    /// Make recent tokens less likely; 1 is off
     #[arg(long, value_name = "X", default_value_t = 1.0)]
     repeat_penalty: f32,
+    /// Make recent tokens less likely by X for each time that they occur; 0 is off
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    frequency_penalty: f32,
+    /// Make recent tokens less likely by X, however often they occur; 0 is off
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    presence_penalty: f32,
+    /// How many tokens are recent for the penalties
+    #[arg(long, visible_alias = "repeat-last-n", value_name = "N", default_value_t = 64)]
+    penalty_last_n: usize,
     /// The same seed gives the same text [default: from the clock, shown by --stats]
     #[arg(short, long, value_name = "N")]
     seed: Option<u64>,
@@ -149,8 +158,10 @@ fn run(args: &Args, start: Instant) -> Result<(), Failure> {
         top_p: args.top_p,
         min_p: args.min_p,
         repeat_penalty: args.repeat_penalty,
+        frequency_penalty: args.frequency_penalty,
+        presence_penalty: args.presence_penalty,
+        penalty_last_n: args.penalty_last_n,
         seed: args.seed.unwrap_or_else(clock_seed),
-        ..SamplerOptions::default()
     };
     Sampler::new(sampler_options.clone())?;
     let weights = Weights::map(&model_file(args)?)?;
