@@ -25,7 +25,11 @@ fn every_configuration_comes_back_as_it_was_written() {
             let mut random = Random::new(1);
             for spec in in_file_order(&file.path(), &config) {
                 let values = random_values(&spec, &mut random);
-                let found = weights.tensor(&spec.name).expect("it was written").to_f32();
+                let found = weights
+                    .tensor(&spec.name)
+                    .expect("it was written")
+                    .to_f32()
+                    .expect("enough memory");
                 let exact = *dtype == Dtype::F32;
                 for (found, value) in found.iter().zip(&values) {
                     // Half a unit in the last place: 8 bits of bf16, 11 of f16.
@@ -136,11 +140,11 @@ fn replacing_a_file_does_not_touch_who_has_it_open() {
     let file = RandomModel::new(config, Dtype::F32, 4);
     let old = Weights::map(&file.path()).expect("a file of our own");
     let name = "model.embed_tokens.weight";
-    let before = old.tensor(name).expect("there").to_f32();
+    let before = old.tensor(name).expect("there").to_f32().expect("enough memory");
     teeny_tests::write_random(&file.path(), config, Dtype::F32, 5);
-    assert_eq!(old.tensor(name).expect("there").to_f32(), before);
+    assert_eq!(old.tensor(name).expect("there").to_f32().expect("enough memory"), before);
     let new = Weights::map(&file.path()).expect("a file of our own");
-    assert_ne!(new.tensor(name).expect("there").to_f32(), before);
+    assert_ne!(new.tensor(name).expect("there").to_f32().expect("enough memory"), before);
 }
 
 #[test]
@@ -149,7 +153,12 @@ fn the_three_ways_to_load_agree() {
     let bytes = std::fs::read(file.path()).expect("just written");
     let name = "lm_head.weight";
     let of = |weights: teeny_runtime::Result<Weights>| {
-        weights.expect("a file of our own").tensor(name).expect("there").to_f32()
+        weights
+            .expect("a file of our own")
+            .tensor(name)
+            .expect("there")
+            .to_f32()
+            .expect("enough memory")
     };
     let mapped = of(Weights::map(&file.path()));
     assert_eq!(of(Weights::read(&file.path())), mapped);

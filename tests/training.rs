@@ -262,7 +262,7 @@ fn resuming_equals_never_having_stopped() {
         let bits = |v: Vec<f32>| v.into_iter().map(f32::to_bits).collect::<Vec<_>>();
         specs
             .iter()
-            .map(|s| bits(weights.tensor(&s.name).expect("there").to_f32()))
+            .map(|s| bits(weights.tensor(&s.name).expect("there").to_f32().expect("enough memory")))
             .collect::<Vec<_>>()
     };
     assert!(weights("whole") == weights("parts"), "the parameters differ");

@@ -1,6 +1,6 @@
 #![doc = include_str!("../FORMAT.md")]
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -326,7 +326,7 @@ pub fn write_atomically(
 ///
 /// # Errors
 /// A foreign file, another format version, or a missing or invalid key.
-pub fn config_from_metadata(metadata: &HashMap<String, String>) -> Result<ModelConfig> {
+pub fn config_from_metadata(metadata: &BTreeMap<String, String>) -> Result<ModelConfig> {
     let get = |key: &str| metadata.get(key).map(String::as_str);
     for (key, expected) in [("format", FORMAT), ("format_version", FORMAT_VERSION)] {
         if get(key) != Some(expected) {

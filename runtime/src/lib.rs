@@ -12,7 +12,7 @@
 //! | [`tokenizer`] | text to tokens and back | error |
 //! | [`dataset`] | the text of a configuration, encoded and split | config, tokenizer |
 //! | [`format`](mod@format) | names, shapes and metadata of the file; its writer | config, tokenizer |
-//! | [`weights`] | the file in memory, checked | format |
+//! | [`weights`] | the file in memory, checked; conversion, fingerprint | format |
 //! | [`position`] | positional encodings as slopes, rotations, sinusoids | – |
 //! | [`kv_cache`] | where keys and values lie | config |
 //! | [`backend`] | what a device must be able to do | kv_cache, weights |
@@ -68,4 +68,4 @@ pub use model::Model;
 pub use sampler::{Sampler, SamplerOptions, Stage};
 pub use score::{Score, TokenScore, score};
 pub use session::{CancelFlag, Overflow, Session, SessionStats};
-pub use weights::Weights;
+pub use weights::{LoadOptions, Weights};

@@ -1,12 +1,12 @@
 //! The model: [`Model::forward`] is the file's heart and reads like the paper.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use crate::backend::{AttentionShape, Backend, Linear, NormWeights, Span, zeros};
 use crate::config::{ModelConfig, Norm, PositionalEncoding};
 use crate::error::{Error, Result};
-use crate::format::{self, SINUSOID_DIM, names};
+use crate::format::{SINUSOID_DIM, names};
 use crate::kv_cache::{KvShape, MAX_ROWS};
 use crate::position::{Frequencies, alibi_slopes};
 use crate::tokenizer::Tokenizer;
@@ -16,9 +16,7 @@ use crate::weights::Weights;
 pub struct Model<B: Backend> {
     backend: B,
     config: ModelConfig,
-    tokenizer: Tokenizer,
-    metadata: HashMap<String, String>,
-    n_bytes: usize,
+    weights: Weights,
     attention: AttentionShape,
     embed_tokens: B::Matrix, // (vocab_size, n_embd)
     position: Position<B>,
@@ -37,7 +35,7 @@ enum Position<B: Backend> {
     Rotate(Frequencies),
     /// The sinusoid is added.
     Sinusoid(Frequencies),
-    /// A row of the table is added. (max_seq_len, n_embd)
+    /// A row of the table is added. (max_seq_len or more, n_embd)
     Table(B::Matrix),
     /// A linear map of a sinusoid of [`SINUSOID_DIM`] is added.
     MappedSinusoid(Frequencies, Linear<B>),
@@ -136,9 +134,7 @@ impl<B: Backend> Model<B> {
             },
         };
         Ok(Model {
-            tokenizer: weights.tokenizer().clone(),
-            metadata: weights.metadata().clone(),
-            n_bytes: weights.n_bytes(),
+            weights: weights.clone(),
             backend,
             config: c,
             attention,
@@ -308,7 +304,7 @@ impl<B: Backend> Model<B> {
         let (b, c) = (&self.backend, &self.config);
         let encoding = c.n_embd.max(SINUSOID_DIM);
         let row = 6 * c.n_embd + 2 * c.kv_dim() + 2 * c.ffn_dim + 2 * encoding + c.vocab_size;
-        let rows = (self.n_bytes / (4 * row)).clamp(1, MAX_ROWS);
+        let rows = (self.n_bytes() / (4 * row)).clamp(1, MAX_ROWS);
         Ok(Activations {
             rows,
             x: b.buffer(rows * c.n_embd)?,
@@ -364,22 +360,27 @@ impl<B: Backend> Model<B> {
 
     /// The vocabulary.
     pub fn tokenizer(&self) -> &Tokenizer {
-        &self.tokenizer
+        self.weights.tokenizer()
     }
 
     /// The file's metadata.
-    pub fn metadata(&self) -> &HashMap<String, String> {
-        &self.metadata
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        self.weights.metadata()
     }
 
     /// Number of parameters.
     pub fn n_params(&self) -> usize {
-        format::n_params(&self.config)
+        self.weights.n_params()
     }
 
     /// Bytes of the weights as they are stored; a decode step reads about as many.
     pub fn n_bytes(&self) -> usize {
-        self.n_bytes
+        self.weights.n_bytes()
+    }
+
+    /// Tells this model from others: [`Weights::fingerprint`].
+    pub fn fingerprint(&self) -> u128 {
+        self.weights.fingerprint()
     }
 
     /// Checks ids that come from outside.
@@ -415,7 +416,7 @@ impl<B: Backend> Loader<'_, B> {
             return Ok(None);
         }
         let tensor = self.weights.tensor(&format!("{name}.bias"))?;
-        Ok(Some(self.backend.vector(&tensor.to_f32())?))
+        Ok(Some(self.backend.vector(&tensor.to_f32()?)?))
     }
 
     fn linear(&self, name: &str, bias: bool) -> Result<Linear<B>> {
@@ -430,7 +431,7 @@ impl<B: Backend> Loader<'_, B> {
         };
         let weight = self.weights.tensor(&format!("{name}.weight"))?;
         Ok(Some(NormWeights {
-            weight: self.backend.vector(&weight.to_f32())?,
+            weight: self.backend.vector(&weight.to_f32()?)?,
             bias: self.bias(name, self.config.norm_bias)?,
             eps: self.config.norm_eps,
             subtract_mean,

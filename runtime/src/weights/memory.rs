@@ -1,0 +1,193 @@
+//! Where a model lies, and its tensors in there.
+//!
+//! Unsafe code lives here for two things: mapping a file and viewing checked bytes as numbers.
+#![allow(unsafe_code)]
+
+use std::fmt;
+use std::fs::File;
+use std::sync::Arc;
+
+use half::{bf16, f16};
+use memmap2::Mmap;
+
+use crate::backend::zeros;
+use crate::error::{Error, Result};
+use crate::format::Dtype;
+
+#[cfg(target_endian = "big")]
+compile_error!("model files are little-endian and are used where they lie");
+
+/// Memory that somebody else has given us. It is dropped when nothing needs the memory any more.
+pub type Owner = Box<dyn AsRef<[u8]> + Send + Sync>;
+
+/// A tensor that lies in a model file or in memory. Cloning it shares that.
+#[derive(Clone)]
+pub struct Tensor {
+    bytes: Arc<Bytes>,
+    offset: usize,
+    len: usize,
+    shape: Vec<usize>,
+    dtype: Dtype,
+}
+
+/// The numbers of a tensor, where they lie.
+#[derive(Clone, Copy, Debug)]
+pub enum TensorData<'a> {
+    /// Single precision.
+    F32(&'a [f32]),
+    /// Half precision.
+    F16(&'a [f16]),
+    /// Upper halves of singles.
+    Bf16(&'a [bf16]),
+}
+
+impl Tensor {
+    /// The caller has checked that `bytes` reach to the end of the tensor.
+    pub(super) fn new(bytes: Arc<Bytes>, offset: usize, shape: Vec<usize>, dtype: Dtype) -> Tensor {
+        let len = shape.iter().product();
+        Tensor { bytes, offset, len, shape, dtype }
+    }
+
+    /// Outermost dimension first.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Where it begins in the memory that it lies in.
+    pub(super) fn offset(&self) -> usize {
+        self.offset
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// The elements as they lie there, little-endian.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes.get()[self.offset..][..self.len * self.dtype.size()]
+    }
+
+    /// The elements in row order, borrowed from where they lie.
+    pub fn data(&self) -> TensorData<'_> {
+        let start = self.bytes().as_ptr();
+        // Loading has checked this too; here it holds even for an owner that moves its memory.
+        assert!((start as usize).is_multiple_of(self.dtype.size()), "the tensor has moved");
+        // SAFETY: the slice above covers `len` elements and its alignment has just been checked;
+        // every bit pattern is a valid f32, f16 and bf16; the bytes live as long as `self`.
+        unsafe {
+            match self.dtype {
+                Dtype::F32 => TensorData::F32(std::slice::from_raw_parts(start.cast(), self.len)),
+                Dtype::F16 => TensorData::F16(std::slice::from_raw_parts(start.cast(), self.len)),
+                Dtype::Bf16 => TensorData::Bf16(std::slice::from_raw_parts(start.cast(), self.len)),
+            }
+        }
+    }
+
+    /// The elements as single precision, copied.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn to_f32(&self) -> Result<Vec<f32>> {
+        let mut values = zeros("a tensor as f32", self.len)?;
+        self.read_f32(0, &mut values);
+        Ok(values)
+    }
+
+    /// Copies elements from index `from` on, as many as `out` is long.
+    pub(super) fn read_f32(&self, from: usize, out: &mut [f32]) {
+        fn read<E: Copy>(out: &mut [f32], data: &[E], to_f32: impl Fn(E) -> f32) {
+            out.iter_mut().zip(data).for_each(|(out, value)| *out = to_f32(*value));
+        }
+        match self.data() {
+            TensorData::F32(data) => read(out, &data[from..], |value| value),
+            TensorData::F16(data) => read(out, &data[from..], f16::to_f32),
+            TensorData::Bf16(data) => read(out, &data[from..], bf16::to_f32),
+        }
+    }
+}
+
+impl fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tensor({:?} {})", self.shape, self.dtype.name())
+    }
+}
+
+/// The bytes of a whole file, or of tensors that were converted.
+pub(super) enum Bytes {
+    Mapped(Mmap),
+    Owned(AlignedBytes),
+    /// Somebody else's.
+    Shared(Owner),
+}
+
+impl Bytes {
+    /// Maps a file.
+    pub(super) fn map(file: &File) -> std::io::Result<Bytes> {
+        // SAFETY: the mapping is private and read-only; its hazard, another process shortening the
+        // file, is documented at `Weights::map`, and `Weights::read` is the way without it.
+        Ok(Bytes::Mapped(unsafe { Mmap::map(file) }?))
+    }
+
+    pub(super) fn get(&self) -> &[u8] {
+        match self {
+            Bytes::Mapped(map) => map,
+            Bytes::Owned(bytes) => bytes.get(),
+            Bytes::Shared(owner) => (**owner).as_ref(),
+        }
+    }
+}
+
+impl fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Bytes({})", self.get().len())
+    }
+}
+
+/// Bytes that begin at a multiple of 64, as a mapped file does, and grow within what was reserved.
+pub(super) struct AlignedBytes {
+    lines: Vec<CacheLine>,
+    len: usize,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct CacheLine([u8; 64]);
+
+impl AlignedBytes {
+    /// Reserves memory for `capacity` bytes and touches none of it.
+    pub(super) fn new(capacity: usize) -> Result<AlignedBytes> {
+        let mut lines = Vec::new();
+        lines
+            .try_reserve_exact(capacity.div_ceil(64))
+            .map_err(|_| Error::OutOfMemory { what: "the model", bytes: capacity })?;
+        Ok(AlignedBytes { lines, len: 0 })
+    }
+
+    /// Adds `n` zeros at the next multiple of 64. The caller stays within the capacity, counting
+    /// whole multiples.
+    pub(super) fn grow(&mut self, n: usize) -> &mut [u8] {
+        let start = 64 * self.lines.len();
+        self.lines.resize(self.lines.len() + n.div_ceil(64), CacheLine([0; 64]));
+        self.len = start + n;
+        // SAFETY: a CacheLine is 64 bytes without padding, and there are enough of them for `len`.
+        let all =
+            unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) };
+        &mut all[start..]
+    }
+
+    fn get(&self) -> &[u8] {
+        // SAFETY: as in `grow`.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+    }
+}
