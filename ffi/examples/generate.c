@@ -18,6 +18,7 @@ static int32_t print(void *user_data, const char *text, size_t len) {
 
 int main(int argc, char **argv) {
     teeny_model *model = NULL;
+    teeny_sampler_options sampling;
     teeny_generate_options options;
     teeny_status status;
 
@@ -25,7 +26,10 @@ int main(int argc, char **argv) {
         fprintf(stderr, "usage: %s MODEL PROMPT [MAX_TOKENS [SEED]]\n", argv[0]);
         return 2;
     }
-    status = teeny_model_load(argv[1], &model);
+    status = teeny_model_load(argv[1], NULL, &model);
+    if (status == TEENY_OK) {
+        status = teeny_sampler_options_init(&sampling, sizeof sampling);
+    }
     if (status == TEENY_OK) {
         status = teeny_generate_options_init(&options, sizeof options);
     }
@@ -34,9 +38,9 @@ int main(int argc, char **argv) {
             options.max_tokens = strtoul(argv[3], NULL, 10);
         }
         if (argc > 4) {
-            options.seed = strtoul(argv[4], NULL, 10);
+            sampling.seed = strtoul(argv[4], NULL, 10);
         }
-        status = teeny_generate(model, argv[2], strlen(argv[2]), &options, print, stdout);
+        status = teeny_generate(model, argv[2], strlen(argv[2]), &sampling, &options, print, stdout);
     }
     if (status != TEENY_OK) {
         fprintf(stderr, "%s: %s\n", argv[0], teeny_last_error());

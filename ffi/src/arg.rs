@@ -1,18 +1,9 @@
-//! Pointers from C, checked for what can be checked: NULL, alignment, length and UTF-8.
+//! Pointers from C, checked for what can be checked: NULL, alignment, length and UTF-8. Objects come
+//! as handles instead.
 
 use std::ffi::{CStr, c_char};
 
-use crate::status::Failure;
-
-/// What a pointer points to.
-///
-/// # Safety
-/// One that is not NULL points to a `T` that nobody changes during `'a`.
-pub(crate) unsafe fn reference<'a, T>(pointer: *const T, name: &str) -> Result<&'a T, Failure> {
-    check(pointer, name)?;
-    // SAFETY: not NULL and aligned; the rest is the caller's promise.
-    Ok(unsafe { &*pointer })
-}
+use crate::status::{Failure, teeny_status};
 
 /// `len` things from a pointer on.
 ///
@@ -45,6 +36,19 @@ pub(crate) unsafe fn text<'a>(
     utf8(unsafe { slice(pointer.cast(), len, name) }?, name)
 }
 
+/// As [`text`], where NULL with length 0 is none.
+///
+/// # Safety
+/// As [`slice`].
+pub(crate) unsafe fn maybe_text<'a>(
+    pointer: *const c_char,
+    len: usize,
+    name: &str,
+) -> Result<&'a str, Failure> {
+    // SAFETY: the caller's promise.
+    utf8(unsafe { maybe_slice(pointer.cast(), len, name) }?, name)
+}
+
 /// UTF-8 text up to a zero byte.
 ///
 /// # Safety
@@ -57,6 +61,113 @@ pub(crate) unsafe fn terminated_text<'a>(
     check(pointer, name)?;
     // SAFETY: not NULL; the rest is the caller's promise.
     utf8(unsafe { CStr::from_ptr(pointer) }.to_bytes(), name)
+}
+
+/// As [`slice`], where NULL with length 0 is none.
+///
+/// # Safety
+/// As [`slice`].
+pub(crate) unsafe fn maybe_slice<'a, T>(
+    pointer: *const T,
+    len: usize,
+    name: &str,
+) -> Result<&'a [T], Failure> {
+    if pointer.is_null() && len == 0 {
+        return Ok(&[]);
+    }
+    // SAFETY: the caller's promise.
+    unsafe { slice(pointer, len, name) }
+}
+
+/// A caller's buffer for a result whose length the caller may not know, with a place for the length.
+/// No capacity at all asks for the length only.
+pub(crate) struct Buffer<T> {
+    pointer: *mut T,
+    capacity: usize,
+    len: Output<usize>,
+}
+
+/// # Safety
+/// A buffer that is not NULL has memory for `capacity` values, and `len` is a place for a result.
+pub(crate) unsafe fn buffer<T>(
+    pointer: *mut T,
+    capacity: usize,
+    name: &str,
+    len: *mut usize,
+) -> Result<Buffer<T>, Failure> {
+    if capacity > 0 {
+        check(pointer, name)?;
+    }
+    // SAFETY: the caller's promise.
+    let len = unsafe { output(len, "len") }?;
+    Ok(Buffer { pointer, capacity, len })
+}
+
+impl<T: Copy> Buffer<T> {
+    /// Whether the result itself is wanted and of this length would fit. If not, it is made only to
+    /// be measured.
+    pub(crate) fn fits(&self, len: usize) -> bool {
+        len <= self.capacity
+    }
+
+    /// Writes the length, and the values if there is room.
+    pub(crate) fn write(self, values: &[T]) -> Result<(), Failure> {
+        let Buffer { pointer, capacity, len } = self;
+        len.write(values.len());
+        if capacity == 0 {
+            return Ok(());
+        }
+        if values.len() > capacity {
+            return Err(too_small(capacity, values.len()));
+        }
+        // SAFETY: `buffer` has checked the pointer and has the promise for `capacity` values.
+        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), pointer, values.len()) };
+        Ok(())
+    }
+
+    /// Writes the length of a result that is not made because it would not fit.
+    pub(crate) fn write_len(self, n: usize) -> Result<(), Failure> {
+        let capacity = self.capacity;
+        self.len.write(n);
+        if capacity == 0 { Ok(()) } else { Err(too_small(capacity, n)) }
+    }
+}
+
+fn too_small(capacity: usize, len: usize) -> Failure {
+    let message = format!("capacity: found {capacity}, expected at least {len}");
+    Failure::new(teeny_status::TEENY_BUFFER_TOO_SMALL, message)
+}
+
+/// `len` values that are to be written one by one.
+///
+/// # Safety
+/// One that is not NULL points to memory for `len` values of `T`, which need not be values yet.
+pub(crate) unsafe fn output_slice<T: Copy>(
+    pointer: *mut T,
+    len: usize,
+    name: &str,
+) -> Result<OutputSlice<T>, Failure> {
+    check(pointer, name)?;
+    if len > isize::MAX as usize / size_of::<T>() {
+        return Err(Failure::argument(name, format!("length {len}"), "one that fits in memory"));
+    }
+    Ok(OutputSlice { pointer, len })
+}
+
+/// A checked place for several results.
+pub(crate) struct OutputSlice<T> {
+    pointer: *mut T,
+    len: usize,
+}
+
+impl<T: Copy> OutputSlice<T> {
+    /// Writes one value; beyond the end, nothing.
+    pub(crate) fn write(&mut self, index: usize, value: T) {
+        if index < self.len {
+            // SAFETY: within what `output_slice` has been promised.
+            unsafe { self.pointer.add(index).write(value) }
+        }
+    }
 }
 
 /// Where a result may be written.

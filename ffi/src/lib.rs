@@ -4,15 +4,24 @@
 //! | file | holds | may import |
 //! |---|---|---|
 //! | `lib.rs` | versions | – |
-//! | `status.rs` | status codes, the last error, the wall that no panic passes | – |
-//! | `arg.rs` | pointers from C, checked | status |
-//! | `model.rs` | `teeny_model` | arg |
-//! | `generate.rs` | `teeny_generate` and its options | model |
+//! | `status.rs` | status codes, the last error, the wall that no panic passes | log |
+//! | `log.rs` | the log callback | status |
+//! | `reserve.rs` | memory for messages when there is none | – |
+//! | `arg.rs`, `options.rs` | pointers and structs from C, checked | status |
+//! | `handle.rs` | what C holds instead of objects | the objects |
+//! | `model.rs` | `teeny_model` | handle |
+//! | `text.rs` | text to tokens and back | model |
+//! | `sampler.rs` | `teeny_sampler` | handle |
+//! | `session.rs` | `teeny_session` | model, sampler |
+//! | `state.rs` | saving and restoring a session | session |
+//! | `generate.rs` | text in one call | session |
+//! | `stream.rs` | `teeny_stream`, text piece by piece | generate |
+//! | `score.rs` | how likely a text is | session |
 //!
 //! Public items have the names that C sees. Their comments are the header's and speak to a reader
 //! of C. All of them rest on what the header's introduction asks of a caller: a pointer that is not
 //! NULL points to what the function asks for and stays valid during the call. SAFETY sentences say
-//! "the caller's promise" for that.
+//! "the caller's promise" for that. Objects are handles and need no such promise.
 #![allow(unsafe_code)]
 #![allow(non_camel_case_types)] // the names of C
 
@@ -22,13 +31,39 @@ compile_error!("a panic must become TEENY_PANIC, so the library needs panic = \"
 // In the order of the header, which the blank lines keep.
 mod status;
 
+mod log;
+
+mod reserve;
+
 mod arg;
+
+mod options;
+
+mod handle;
 
 mod model;
 
+mod text;
+
+mod sampler;
+
+mod session;
+
+mod state;
+
 mod generate;
 
-use std::ffi::c_char;
+mod stream;
+
+mod score;
+
+#[cfg(feature = "fault-injection")]
+mod fault;
+
+use std::ffi::{CString, c_char};
+use std::sync::OnceLock;
+
+use teeny_runtime::cpu::Isa;
 
 /// Version of the interface that this header describes. The library has the same interface if
 /// `teeny_abi_version()` returns the same number.
@@ -46,4 +81,24 @@ pub extern "C" fn teeny_abi_version() -> u32 {
 pub extern "C" fn teeny_version() -> *const c_char {
     const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\0");
     VERSION.as_ptr().cast()
+}
+
+/// The library in one line for a report: its version, what it was built for, its backends, and the
+/// instruction sets that it has found on this machine, the one that it uses last. It ends in a zero
+/// byte and lives as long as the library is loaded.
+#[unsafe(no_mangle)]
+pub extern "C" fn teeny_build_info() -> *const c_char {
+    static INFO: OnceLock<CString> = OnceLock::new();
+    let info = INFO.get_or_init(|| {
+        let isas: Vec<&str> = Isa::available().iter().map(|isa| isa.name()).collect();
+        let info = format!(
+            "teeny {} (ABI {TEENY_ABI_VERSION}), {} {}, backends: cpu, cpu instruction sets: {}",
+            env!("CARGO_PKG_VERSION"),
+            std::env::consts::OS,
+            std::env::consts::ARCH,
+            isas.join(" ")
+        );
+        CString::new(info).unwrap_or_default()
+    });
+    info.as_ptr()
 }

@@ -2,11 +2,13 @@
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
-use std::ffi::{CString, c_char};
+use std::ffi::{CStr, CString, c_char};
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::Once;
+use std::sync::{Mutex, MutexGuard, Once, TryLockError};
 
 use teeny_runtime::Error;
+
+use crate::log::{log, teeny_log_level as Level};
 
 /// What became of a call. `teeny_last_error()` says more about all but the first.
 #[repr(i32)]
@@ -18,22 +20,63 @@ pub enum teeny_status {
     TEENY_INVALID_ARGUMENT = 1,
     /// A pointer was NULL that must not be.
     TEENY_NULL_POINTER = 2,
-    /// A file could not be opened or read.
+    /// A file could not be opened, read or written.
     TEENY_IO = 3,
-    /// The file is no model, or a damaged one.
+    /// A file or memory that holds no model or no saved session, or a damaged one.
     TEENY_FORMAT = 4,
-    /// Text that the model's vocabulary does not cover.
+    /// Text or tokens that the model's vocabulary does not cover.
     TEENY_TOKENIZER = 5,
     /// More tokens than the model's context holds, where that is not to be exceeded.
     TEENY_CONTEXT_FULL = 6,
     /// Memory could not be allocated.
     TEENY_OUT_OF_MEMORY = 7,
-    /// The callback asked to stop.
+    /// A callback or `teeny_session_cancel` asked to stop.
     TEENY_CANCELLED = 8,
-    /// A fault in teeny. The library still works; please report the message.
+    /// A fault in teeny. The library still works; what the fault has interrupted gives this status
+    /// until it is reset or freed. Please report the message.
     TEENY_PANIC = 9,
     /// A failure that has no status of its own.
     TEENY_OTHER = 10,
+    /// An object that is freed, of another type, or none of teeny's.
+    TEENY_INVALID_HANDLE = 11,
+    /// The object is in use: by a call on another thread, or by the one whose callback this is.
+    TEENY_BUSY = 12,
+    /// The buffer is too small for the result, whose length was written; nothing else was.
+    TEENY_BUFFER_TOO_SMALL = 13,
+    /// There is nothing of this key or index.
+    TEENY_NOT_FOUND = 14,
+    /// This build of the library or this machine lacks what was asked for.
+    TEENY_UNSUPPORTED = 15,
+    /// A saved session of another model.
+    TEENY_MISMATCH = 16,
+}
+
+const NAMES: [&CStr; 17] = [
+    c"TEENY_OK",
+    c"TEENY_INVALID_ARGUMENT",
+    c"TEENY_NULL_POINTER",
+    c"TEENY_IO",
+    c"TEENY_FORMAT",
+    c"TEENY_TOKENIZER",
+    c"TEENY_CONTEXT_FULL",
+    c"TEENY_OUT_OF_MEMORY",
+    c"TEENY_CANCELLED",
+    c"TEENY_PANIC",
+    c"TEENY_OTHER",
+    c"TEENY_INVALID_HANDLE",
+    c"TEENY_BUSY",
+    c"TEENY_BUFFER_TOO_SMALL",
+    c"TEENY_NOT_FOUND",
+    c"TEENY_UNSUPPORTED",
+    c"TEENY_MISMATCH",
+];
+
+/// Name of a status, such as "TEENY_IO", ending in a zero byte; "unknown status" for a number that
+/// is none. It lives as long as the library is loaded.
+#[unsafe(no_mangle)]
+pub extern "C" fn teeny_status_name(status: i32) -> *const c_char {
+    let name = usize::try_from(status).ok().and_then(|status| NAMES.get(status));
+    name.map_or(c"unknown status", |name| *name).as_ptr()
 }
 
 /// Why a call failed.
@@ -45,25 +88,25 @@ pub(crate) struct Failure {
 
 impl Failure {
     pub(crate) fn null(name: &str) -> Failure {
-        Failure {
-            status: teeny_status::TEENY_NULL_POINTER,
-            message: format!("{name}: found NULL, expected a pointer"),
-        }
+        let message = format!("{name}: found NULL, expected a pointer");
+        Failure::new(teeny_status::TEENY_NULL_POINTER, message)
     }
 
     pub(crate) fn argument(name: &str, found: impl Into<String>, expected: &str) -> Failure {
         let found = found.into();
-        Failure {
-            status: teeny_status::TEENY_INVALID_ARGUMENT,
-            message: format!("{name}: found {found}, expected {expected}"),
-        }
+        let message = format!("{name}: found {found}, expected {expected}");
+        Failure::new(teeny_status::TEENY_INVALID_ARGUMENT, message)
     }
 
     pub(crate) fn cancelled(answer: i32) -> Failure {
-        Failure {
-            status: teeny_status::TEENY_CANCELLED,
-            message: format!("cancelled: the callback returned {answer}"),
-        }
+        Failure::new(
+            teeny_status::TEENY_CANCELLED,
+            format!("cancelled: the callback returned {answer}"),
+        )
+    }
+
+    pub(crate) fn new(status: teeny_status, message: impl Into<String>) -> Failure {
+        Failure { status, message: message.into() }
     }
 
     /// What a panic carried, and where it came from.
@@ -72,7 +115,7 @@ impl Failure {
         let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
         let place = PANIC_PLACE.try_with(RefCell::take).unwrap_or_default();
         let message = format!("fault in teeny{place}: {}", text.unwrap_or("no message"));
-        Failure { status: teeny_status::TEENY_PANIC, message }
+        Failure::new(teeny_status::TEENY_PANIC, message)
     }
 }
 
@@ -82,14 +125,16 @@ impl From<Error> for Failure {
         #[allow(clippy::wildcard_enum_match_arm)]
         let status = match error {
             Error::Io { .. } => teeny_status::TEENY_IO,
-            Error::Format { .. } => teeny_status::TEENY_FORMAT,
+            Error::Format { .. } | Error::State { .. } => teeny_status::TEENY_FORMAT,
+            Error::OtherModel => teeny_status::TEENY_MISMATCH,
             Error::Tokenizer(_) => teeny_status::TEENY_TOKENIZER,
             Error::ContextFull { .. } => teeny_status::TEENY_CONTEXT_FULL,
             Error::Argument { .. } => teeny_status::TEENY_INVALID_ARGUMENT,
             Error::OutOfMemory { .. } => teeny_status::TEENY_OUT_OF_MEMORY,
+            Error::Cancelled => teeny_status::TEENY_CANCELLED,
             _ => teeny_status::TEENY_OTHER,
         };
-        Failure { status, message: error.to_string() }
+        Failure::new(status, error.to_string())
     }
 }
 
@@ -103,14 +148,30 @@ thread_local! {
 /// What went wrong in the last call on this thread, in words, ending in a zero byte; empty if
 /// nothing did. Never NULL.
 ///
-/// The text lives until this thread calls any other function of teeny but `teeny_version` and
-/// `teeny_abi_version`: each call clears it, and one that fails sets it anew. Copy what is to live
-/// longer.
+/// The text lives until this thread calls any other function of teeny but `teeny_version`,
+/// `teeny_abi_version`, `teeny_build_info` and `teeny_status_name`: each call clears it, and one that
+/// fails sets it anew. Copy what is to live longer.
 #[unsafe(no_mangle)]
 pub extern "C" fn teeny_last_error() -> *const c_char {
     // Without `call`, which clears the message. The borrow cannot fail: whoever changes the message
     // calls nothing that leads here. The thread local is gone only while the thread ends.
     LAST_ERROR.try_with(|last| last.borrow().as_ptr()).unwrap_or(c"".as_ptr())
+}
+
+/// The state of an object that one call uses at a time.
+pub(crate) fn lock<'a, T>(state: &'a Mutex<T>, name: &str) -> Result<MutexGuard<'a, T>, Failure> {
+    state.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => Failure::new(
+            teeny_status::TEENY_BUSY,
+            format!("{name}: it is in use by another call, on another thread or around this one"),
+        ),
+        TryLockError::Poisoned(_) => Failure::new(
+            teeny_status::TEENY_PANIC,
+            format!(
+                "{name}: a fault in teeny has interrupted an earlier call; reset it or free it"
+            ),
+        ),
+    })
 }
 
 /// Runs the body of an exported function: whatever happens becomes a status and a message.
@@ -130,8 +191,8 @@ fn enter<T>(body: impl FnOnce() -> Result<T, Failure>) -> Result<T, teeny_status
     keep_panics_quiet();
     forget();
     let depth = DEPTH.try_with(|depth| depth.replace(depth.get() + 1));
-    // A body owns what it changes, and what it shares with other calls is immutable, so nobody sees
-    // the half-done work of one that panicked.
+    // A body owns what it changes, or has locked it, and then the lock is poisoned: nobody sees the
+    // half-done work of one that panicked.
     let result = panic::catch_unwind(AssertUnwindSafe(body));
     let result = result.unwrap_or_else(|payload| Err(Failure::panicked(&*payload)));
     if let Ok(depth) = depth {
@@ -145,6 +206,10 @@ fn enter<T>(body: impl FnOnce() -> Result<T, Failure>) -> Result<T, teeny_status
             Ok(value)
         }
         Err(failure) => {
+            let fault = failure.status == teeny_status::TEENY_PANIC;
+            let level = if fault { Level::TEENY_LOG_ERROR } else { Level::TEENY_LOG_DEBUG };
+            log(level, || failure.message.clone());
+            // After the log callback, which may have called teeny.
             remember(failure.message);
             Err(failure.status)
         }

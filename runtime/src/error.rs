@@ -31,6 +31,17 @@ pub enum Error {
         /// What the format asks for (`runtime/FORMAT.md`).
         expected: String,
     },
+    /// A saved session is damaged, or is none.
+    State {
+        /// The part of it.
+        what: String,
+        /// What was found there.
+        found: String,
+        /// What was expected.
+        expected: String,
+    },
+    /// A saved session belongs to another model.
+    OtherModel,
     /// Text or tokens that the vocabulary does not cover.
     Tokenizer(String),
     /// The context is full and the overflow policy is `error`.
@@ -103,6 +114,12 @@ impl fmt::Display for Error {
             Error::Format { what, found, expected } => {
                 write!(f, "model file: {what}: found {found}, expected {expected}")
             }
+            Error::State { what, found, expected } => {
+                write!(f, "saved session: {what}: found {found}, expected {expected}")
+            }
+            Error::OtherModel => f.write_str(
+                "saved session: found one of another model, expected one that this model has made",
+            ),
             Error::Tokenizer(message) => write!(f, "tokenizer: {message}"),
             Error::ContextFull { max_seq_len, requested } => write!(
                 f,
@@ -125,6 +142,8 @@ impl std::error::Error for Error {
             Error::Io { source, .. } => Some(source),
             Error::Config(_)
             | Error::Format { .. }
+            | Error::State { .. }
+            | Error::OtherModel
             | Error::Tokenizer(_)
             | Error::ContextFull { .. }
             | Error::Argument { .. }

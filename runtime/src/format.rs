@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use half::{bf16, f16};
 
@@ -301,7 +302,10 @@ pub fn write_atomically(
 ) -> Result<()> {
     let mut temporary = PathBuf::from(path);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    temporary.set_file_name(format!(".{name}.{}.tmp", std::process::id()));
+    // Another thread may be writing the same file.
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    temporary.set_file_name(format!(".{name}.{}-{count}.tmp", std::process::id()));
     let result = (|| {
         let mut file = BufWriter::new(File::create(&temporary)?);
         write(&mut file)?;

@@ -233,6 +233,11 @@ impl TextStream {
         Ok(())
     }
 
+    /// What [`TextStream::next`] returned last; empty after `None`.
+    pub fn piece(&self) -> &[u8] {
+        self.output.handed_out()
+    }
+
     /// Why it ended; `None` while it goes on.
     pub fn end_reason(&self) -> Option<EndReason> {
         self.end
@@ -324,7 +329,11 @@ impl Output {
     /// Gives those bytes, which stay where they are until [`Output::drop_handed_out`].
     fn hand_out(&mut self) -> Option<&[u8]> {
         self.handed_out = self.ready();
-        (self.handed_out > 0).then(|| &self.text[..self.handed_out])
+        (self.handed_out > 0).then(|| self.handed_out())
+    }
+
+    fn handed_out(&self) -> &[u8] {
+        &self.text[..self.handed_out]
     }
 
     fn drop_handed_out(&mut self) {

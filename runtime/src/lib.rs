@@ -56,6 +56,7 @@ pub mod position;
 pub mod sampler;
 pub mod score;
 pub mod session;
+pub mod state;
 pub mod tokenizer;
 pub mod weights;
 

@@ -1,5 +1,6 @@
 //! One token for each character of the training text.
 
+use super::reserve;
 use crate::error::{Error, Result};
 
 /// A vocabulary of characters. The id of a character is its index.
@@ -67,7 +68,8 @@ impl CharTokenizer {
     /// [`Error::Tokenizer`] naming the first character that the vocabulary lacks, where it stands
     /// and what stands around it.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let mut tokens = Vec::with_capacity(text.len());
+        let mut tokens = Vec::new();
+        reserve(&mut tokens, text.len())?;
         for (at, c) in text.char_indices() {
             match self.ids.binary_search_by_key(&c, |(known, _)| *known) {
                 Ok(index) => tokens.push(self.ids[index].1),
