@@ -141,7 +141,7 @@ fn find<K: Kind>(table: &Table, handle: usize) -> Option<usize> {
     let same = handle & 1 == 1
         && handle >> 1 & ((1 << TAG_BITS) - 1) == K::TAG
         && handle >> TURN_SHIFT == entry.turn
-        && entry.object.is_some();
+        && entry.object.as_ref().and_then(K::unwrap).is_some();
     same.then_some(place)
 }
 
