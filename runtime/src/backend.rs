@@ -130,7 +130,7 @@ pub trait Backend: Sized {
     /// The reverse of `read_cache`, for positions that are reserved.
     fn write_cache(&self, cache: &mut Self::Cache, positions: Range<usize>, values: &[f32]);
 
-    /// `out[t]` = table[ids[t]]. `table`: (n, width), `out`: (T, width); every id is below n.
+    /// `out[t] = table[ids[t]]`. `table`: (n, width), `out`: (T, width); every id is below n.
     fn embed(&self, out: &mut Self::Buffer, table: &Self::Matrix, ids: &[u32]);
 
     /// Copies `values` to the start of `out`.
@@ -139,7 +139,7 @@ pub trait Backend: Sized {
     /// x += y. Both (T, width), `len` = T * width.
     fn add(&self, x: &mut Self::Buffer, y: &Self::Buffer, len: usize);
 
-    /// `out[t]` = norm(x[t]) for `rows` rows; a plain copy without weights. Both (T, n_embd).
+    /// `out[t] = norm(x[t])` for `rows` rows; a plain copy without weights. Both (T, n_embd).
     fn norm(
         &self,
         out: &mut Self::Buffer,
@@ -149,7 +149,7 @@ pub trait Backend: Sized {
         n_embd: usize,
     );
 
-    /// `out[t]` = weight · x[t] + bias for `rows` rows. `x`: (T, in_features), `out`: (T, out_features).
+    /// `out[t] = weight · x[t] + bias` for `rows` rows. `x`: (T, in_features), `out`: (T, out_features).
     fn linear(&self, out: &mut Self::Buffer, x: &Self::Buffer, linear: &Linear<Self>, rows: usize);
 
     /// Rotates the pairs (i, i + head_dim/2) of each head of each row (RoPE, arXiv:2104.09864).

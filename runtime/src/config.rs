@@ -36,7 +36,7 @@ pub mod limits {
 /// `[model]` here, `[train]` by the trainer.
 pub const SECTIONS: &[&str] = &["dataset", "model", "train"];
 
-/// Keys of `[model]`. The aliases are teenyGPT's names, but for [`NANOGPT_CONTEXT`].
+/// Keys of `[model]`. The aliases are teenyGPT's names, but for `NANOGPT_CONTEXT`.
 pub const MODEL_KEYS: &[Key] = &[
     Key::with_aliases("n_layer", &["n_attn_layers"]),
     Key::with_aliases("n_head", &["n_attn_heads"]),

@@ -1,7 +1,7 @@
 //! Chooses the instruction set once and sends each kernel to the version compiled for it.
 //!
-//! The versions of a kernel are one function of [`kernels`](super::kernels) or
-//! [`scalar`](super::scalar), compiled with other target features: no result depends on the choice.
+//! The versions of a kernel are one function of [`kernels`] or
+//! [`scalar`], compiled with other target features: no result depends on the choice.
 #![allow(unsafe_code)]
 
 use super::kernels;

@@ -55,7 +55,7 @@ pub fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
-/// Σ w[i] x[i]
+/// `Σ w[i] x[i]`
 #[inline(always)]
 pub fn dot<E: Element>(w: &[E], x: &[f32]) -> f32 {
     let mut lanes = [0.0; LANES];
@@ -65,7 +65,7 @@ pub fn dot<E: Element>(w: &[E], x: &[f32]) -> f32 {
     sum_lanes(lanes)
 }
 
-/// out[t] = w · x[t] + bias. `w`: (n, x.len() / rows), `out`: (rows, n)
+/// `out[t] = w · x[t] + bias`. `w`: (n, x.len() / rows), `out`: (rows, n)
 pub fn matmul<E: Element>(out: &mut [f32], x: &[f32], w: &[E], bias: Option<&[f32]>, rows: usize) {
     let width = x.len() / rows;
     let n = out.len() / rows;
@@ -105,7 +105,7 @@ pub fn norm(
     }
 }
 
-/// Σ f(x[i]), in lanes.
+/// `Σ f(x[i])`, in lanes.
 #[inline(always)]
 pub fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0.0; LANES];
@@ -187,7 +187,7 @@ pub fn softmax(scores: &mut [f32]) {
     }
 }
 
-/// scores[i] = (q · k[i]) * scale - slope * (distance - i): a run of keys that lie together, the
+/// `scores[i] = (q · k[i]) * scale - slope * (distance - i)`: a run of keys that lie together, the
 /// first of them `distance` positions before the query. `k`: (scores.len(), q.len())
 pub fn score(scores: &mut [f32], q: &[f32], k: &[f32], scale: f32, slope: f32, distance: usize) {
     for (i, (score, k)) in scores.iter_mut().zip(k.chunks_exact(q.len())).enumerate() {
@@ -201,7 +201,7 @@ pub fn biased(product: f32, scale: f32, slope: f32, distance: usize) -> f32 {
     (-slope).mul_add(distance as f32, product * scale)
 }
 
-/// out += Σ weights[i] v[i], in the order of i. `v`: (weights.len(), out.len())
+/// `out += Σ weights[i] v[i]`, in the order of i. `v`: (weights.len(), out.len())
 #[inline(always)]
 pub fn mix(out: &mut [f32], weights: &[f32], v: &[f32]) {
     for (weight, v) in weights.iter().zip(v.chunks_exact(out.len())) {
