@@ -4,7 +4,7 @@ use std::ffi::c_char;
 use std::sync::{Mutex, MutexGuard};
 
 use teeny_runtime::sampler::Stage;
-use teeny_runtime::{Sampler, SamplerOptions};
+use teeny_runtime::{Error, Sampler, SamplerOptions};
 
 use crate::arg;
 use crate::handle;
@@ -197,7 +197,11 @@ pub unsafe extern "C" fn teeny_sampler_add_logit_bias(
     push(sampler, || {
         // SAFETY: the caller's promise.
         let biases = unsafe { arg::maybe_slice(biases, n, "biases") }?;
-        Ok(Stage::LogitBias(biases.iter().map(|b| (b.token, b.bias)).collect()))
+        let mut copy = Vec::new();
+        copy.try_reserve_exact(n)
+            .map_err(|_| Error::OutOfMemory { what: "logit biases", bytes: size_of_val(biases) })?;
+        copy.extend(biases.iter().map(|b| (b.token, b.bias)));
+        Ok(Stage::LogitBias(copy))
     })
 }
 
@@ -301,7 +305,7 @@ pub unsafe extern "C" fn teeny_sampler_clone(
         let sampler = handle::get::<SamplerObject>(sampler, "sampler")?;
         // SAFETY: the caller's promise.
         let out = unsafe { arg::output(out, "out") }?;
-        let clone = sampler.lock()?.clone();
+        let clone = sampler.lock()?.try_clone()?;
         out.write(handle::new(SamplerObject::new(clone))?);
         Ok(())
     })

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, CString, c_char};
+use std::io::ErrorKind;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Mutex, MutexGuard, Once, TryLockError};
 
@@ -124,6 +125,9 @@ impl From<Error> for Failure {
         // The runtime may add kinds of errors, so the last arm has to be there.
         #[allow(clippy::wildcard_enum_match_arm)]
         let status = match error {
+            Error::Io { ref source, .. } if source.kind() == ErrorKind::OutOfMemory => {
+                teeny_status::TEENY_OUT_OF_MEMORY
+            }
             Error::Io { .. } => teeny_status::TEENY_IO,
             Error::Format { .. } | Error::State { .. } => teeny_status::TEENY_FORMAT,
             Error::OtherModel => teeny_status::TEENY_MISMATCH,

@@ -118,6 +118,15 @@ impl Sequence {
     }
 }
 
+/// Which passes' logits and hidden states become the session's. Those that run tokens again keep
+/// none, so that one that fails half way leaves what belongs to the last token.
+#[derive(Clone, Copy)]
+enum Keep {
+    EachPass,
+    Last,
+    Nothing,
+}
+
 /// Receives the logits after each token: its index and (vocab_size) numbers.
 pub type OnLogits<'a> = &'a mut dyn FnMut(usize, &[f32]);
 
@@ -249,7 +258,7 @@ impl<B: Backend> Session<B> {
         self.catch_up(may_cancel)?;
         let full = self.max_seq_len();
         if !self.restarts() {
-            return self.run(tokens, may_cancel, on_logits, 0);
+            return self.run(tokens, may_cancel, on_logits, 0, Keep::EachPass);
         }
         let mut done = 0;
         while done < tokens.len() {
@@ -267,7 +276,7 @@ impl<B: Backend> Session<B> {
             let mut each = on_logits.as_mut().map(|each| |i, logits: &[f32]| each(i, logits));
             let each = each.as_mut().map(|each| each as OnLogits<'_>);
             if step.len() <= room {
-                self.run(step, may_cancel, each, index)?;
+                self.run(step, may_cancel, each, index, Keep::EachPass)?;
             } else {
                 self.restart(step, may_cancel)?;
                 if let Some(each) = each {
@@ -286,7 +295,8 @@ impl<B: Backend> Session<B> {
         }
         let all: Vec<u32> = self.sequence.newest.drain(..).collect();
         self.sequence = Sequence { n_tokens: start, start, ..Sequence::default() };
-        let result = self.run(&all, may_cancel, None, 0);
+        // The logits are still those of the last token.
+        let result = self.run(&all, may_cancel, None, 0, Keep::Nothing);
         if result.is_err() {
             self.sequence = Sequence {
                 n_tokens,
@@ -312,9 +322,11 @@ impl<B: Backend> Session<B> {
         )
         .newest;
         let kept = old.len().min(start - start_before);
-        let result = self.run(&old.make_contiguous()[kept..], may_cancel, None, 0).and_then(|()| {
-            self.run(&tokens[start.saturating_sub(n_tokens)..], may_cancel, None, 0)
-        });
+        let (again, new) =
+            (&old.make_contiguous()[kept..], &tokens[start.saturating_sub(n_tokens)..]);
+        let result = self
+            .run(again, may_cancel, None, 0, Keep::Nothing)
+            .and_then(|()| self.run(new, may_cancel, None, 0, Keep::Last));
         if result.is_err() {
             let (start, reach) = (start_before, n_tokens - start_before);
             std::mem::swap(&mut self.sequence.newest, &mut old);
@@ -334,9 +346,10 @@ impl<B: Backend> Session<B> {
         may_cancel: bool,
         mut on_logits: Option<OnLogits<'_>>,
         index: usize,
+        keep: Keep,
     ) -> Result<()> {
         let mut a = self.model.take_activations()?;
-        let result = self.passes(tokens, may_cancel, &mut on_logits, index, &mut a);
+        let result = self.passes(tokens, may_cancel, &mut on_logits, index, keep, &mut a);
         self.model.give_activations(a);
         result
     }
@@ -347,6 +360,7 @@ impl<B: Backend> Session<B> {
         may_cancel: bool,
         on_logits: &mut Option<OnLogits<'_>>,
         mut index: usize,
+        keep: Keep,
         a: &mut Activations<B>,
     ) -> Result<()> {
         let vocab_size = self.model.config().vocab_size;
@@ -356,7 +370,8 @@ impl<B: Backend> Session<B> {
             LogitRows::Last => Vec::new(),
         };
         let slots = self.slots();
-        for tokens in tokens.chunks(a.rows()) {
+        let mut passes = tokens.chunks(a.rows()).peekable();
+        while let Some(tokens) = passes.next() {
             if may_cancel && self.cancel.take() {
                 return Err(Error::Cancelled);
             }
@@ -375,10 +390,16 @@ impl<B: Backend> Session<B> {
                     self.logits.copy_from_slice(&rows[rows.len() - vocab_size..]);
                     self.model.read_hidden(&mut self.hidden, tokens.len() - 1, a);
                 }
-                None => {
+                None if match keep {
+                    Keep::EachPass => true,
+                    Keep::Last => passes.peek().is_none(),
+                    Keep::Nothing => false,
+                } =>
+                {
                     self.model.read_logits(&mut self.logits, a);
                     self.model.read_hidden(&mut self.hidden, 0, a);
                 }
+                None => {}
             }
         }
         Ok(())
@@ -419,7 +440,7 @@ impl<B: Backend> Session<B> {
         self.sequence.newest.truncate(last - front);
         self.sequence.n_tokens = last;
         self.sequence.cached = pos;
-        self.run(&[token], false, None, 0)
+        self.run(&[token], false, None, 0, Keep::Last)
     }
 
     /// The fewest tokens above 0 to which [`Session::truncate`] can go back.

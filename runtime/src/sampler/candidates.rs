@@ -239,7 +239,8 @@ fn finite(logit: f32) -> f32 {
 
 /// One bias for each token, in the order of the tokens.
 pub(super) fn merge(mut biases: Vec<(u32, f32)>) -> Vec<(u32, f32)> {
-    biases.sort_by_key(|(token, _)| *token);
+    // A stable sort would allocate; by the bias too, the sum still does not depend on the sort.
+    biases.sort_unstable_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
     biases.dedup_by(|later, sum| {
         let same = later.0 == sum.0;
         if same {
@@ -260,7 +261,7 @@ fn marks(marks: &mut Vec<u32>, vocab_size: usize) -> Result<&mut [u32]> {
     Ok(marks)
 }
 
-fn reserve<T>(list: &mut Vec<T>, more: usize) -> Result<()> {
+pub(super) fn reserve<T>(list: &mut Vec<T>, more: usize) -> Result<()> {
     list.try_reserve_exact(more).map_err(|_| Error::OutOfMemory {
         what: "candidates",
         bytes: more.saturating_mul(size_of::<T>()),

@@ -177,6 +177,24 @@ fn number(name: &'static str, found: f32, ok: bool, expected: &str) -> Result<()
     Err(Error::Argument { name, found: found.to_string(), expected: expected.to_owned() })
 }
 
+impl Stage {
+    fn try_clone(&self) -> Result<Stage> {
+        match self {
+            Stage::LogitBias(biases) => {
+                let mut copy = Vec::new();
+                candidates::reserve(&mut copy, biases.len())?;
+                copy.extend_from_slice(biases);
+                Ok(Stage::LogitBias(copy))
+            }
+            Stage::Penalties { .. }
+            | Stage::TopK(_)
+            | Stage::TopP(_)
+            | Stage::MinP(_)
+            | Stage::Temperature(_) => Ok(self.clone()),
+        }
+    }
+}
+
 impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -265,6 +283,19 @@ impl Sampler {
         };
         self.stages.push(stage);
         Ok(())
+    }
+
+    /// As `clone`, where there may be no memory for it.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn try_clone(&self) -> Result<Sampler> {
+        let mut clone = Sampler { step: self.step, ..Sampler::chain(self.seed) };
+        for stage in &self.stages {
+            clone.push(stage.try_clone()?)?;
+        }
+        clone.recent.extend(&self.recent);
+        Ok(clone)
     }
 
     /// The chain, first stage first.
