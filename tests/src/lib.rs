@@ -206,21 +206,42 @@ pub fn library() -> PathBuf {
     build("teeny-ffi", &["--lib"])
 }
 
+/// The same with the feature `fault-injection`, in a target folder of its own: where the others are,
+/// it would take their place.
+pub fn library_with_faults() -> PathBuf {
+    build_in("fault-injection", "teeny-ffi", &["--lib", "--features", "fault-injection"])
+}
+
 /// Builds a target of a package; returns the folder that it is in.
 fn build(package: &str, target: &[&str]) -> PathBuf {
+    build_in("", package, target)
+}
+
+/// As [`build`], in a folder inside of the target folder.
+fn build_in(subfolder: &str, package: &str, target: &[&str]) -> PathBuf {
     static BUILDING: Mutex<()> = Mutex::new(());
     // target/PROFILE/deps/this-test
     let test = std::env::current_exe().expect("this test");
-    let folder = test.ancestors().nth(2).expect("target/PROFILE").to_owned();
+    let profile = test.ancestors().nth(2).expect("target/PROFILE");
+    let target_dir = profile.parent().expect("target").join(subfolder);
+    let folder = target_dir.join(profile.file_name().expect("PROFILE"));
     let _one_at_a_time = BUILDING.lock();
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["build", "--quiet", "--package", package]).args(target);
-    cargo.arg("--target-dir").arg(folder.parent().expect("target"));
+    cargo.arg("--target-dir").arg(target_dir);
     if !cfg!(debug_assertions) {
         cargo.arg("--release");
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let built = cargo.current_dir(root).status().expect("cargo starts");
     assert!(built.success(), "cargo builds {package}");
+    if package == "teeny-ffi" {
+        // What is linked against libteeny.so looks for the name that is in it.
+        // Made once, because programs of other tests may be using it.
+        let link = folder.join("libteeny.so.1");
+        if !link.exists() {
+            std::os::unix::fs::symlink("libteeny.so", &link).expect("a link in the target folder");
+        }
+    }
     folder
 }
