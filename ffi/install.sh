@@ -67,10 +67,16 @@ cargo build --release --locked --package teeny-ffi
 cargo rustc --release --locked --package teeny-ffi --lib --crate-type staticlib -- \
     --print native-static-libs 2>&1 | tee "$log" >&2
 private="$(sed -n 's/^note: native-static-libs: //p' "$log" | tail -1)"
-[ -n "$private" ] || private="-lgcc_s -lutil -lrt -lpthread -lm -ldl -lc"
+[ -n "$private" ] || die "found no native-static-libs in what rustc said, expected what libteeny.a needs"
 target="$(cargo metadata --format-version 1 --no-deps --offline |
     sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')/release"
-[ -f "$target/libteeny.so" ] || die "$target/libteeny.so: found nothing, expected the library just built"
+
+# Everything is there before anything is written.
+headers=(include/teeny.h include/teeny.hpp)
+modules=(cmake/teenyConfig.cmake cmake/teenyConfigVersion.cmake cmake/teenyFiles.cmake)
+for file in "$target/libteeny.so" "$target/libteeny.a" "${headers[@]}" "${modules[@]}" teeny.pc.in; do
+    [ -f "$file" ] || die "$file: found nothing, expected a file of libteeny"
+done
 
 root="$destdir$prefix"
 lib="$root/$libdir"
@@ -88,10 +94,12 @@ fi
 ln -sf "libteeny.so.$abi" "$lib/libteeny.so.${abi%%.*}"
 ln -sf "libteeny.so.$abi" "$lib/libteeny.so"
 put 644 "$target/libteeny.a" "$lib/libteeny.a"
-put 644 include/teeny.h "$root/include/teeny.h"
-put 644 include/teeny.hpp "$root/include/teeny.hpp"
-put 644 cmake/teenyConfig.cmake "$root/share/cmake/teeny/teenyConfig.cmake"
-put 644 cmake/teenyConfigVersion.cmake "$root/share/cmake/teeny/teenyConfigVersion.cmake"
+for file in "${headers[@]}"; do
+    put 644 "$file" "$root/$file"
+done
+for file in "${modules[@]}"; do
+    put 644 "$file" "$root/share/cmake/teeny/${file##*/}"
+done
 # From lib/pkgconfig up to the prefix.
 up="$(printf '%s' "$libdir/pkgconfig" | sed 's:/\{1,\}$::; s:[^/]\{1,\}:..:g')"
 sed -e "s|@UP@|$up|; s|@LIBDIR@|$libdir|; s|@VERSION@|$version|; s|@PRIVATE@|$private|" \

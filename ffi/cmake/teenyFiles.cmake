@@ -1,0 +1,41 @@
+# Where the parts of the installed tree are, for the two files beside this one: _teeny_prefix,
+# _teeny_pc, _teeny_shared and _teeny_static, empty where there is none. No find_library: that
+# searches a sysroot when cross-compiling, and keeps the place of a tree that has moved in its cache.
+foreach(_teeny_name prefix pc shared static)
+    set(_teeny_${_teeny_name} "")
+endforeach()
+# The place as it was found first, then as it is behind symbolic links (/lib may be /usr/lib).
+get_filename_component(_teeny_real "${CMAKE_CURRENT_LIST_DIR}" REALPATH)
+foreach(_teeny_up "${CMAKE_CURRENT_LIST_DIR}" "${_teeny_real}")
+    foreach(_teeny_step RANGE 5)
+        if(NOT _teeny_prefix AND EXISTS "${_teeny_up}/include/teeny.h")
+            set(_teeny_prefix "${_teeny_up}")
+        endif()
+        get_filename_component(_teeny_up "${_teeny_up}" DIRECTORY)
+    endforeach()
+endforeach()
+if(_teeny_prefix)
+    # Any --libdir below the prefix: the one that has teeny.pc.
+    file(GLOB _teeny_pcs "${_teeny_prefix}/lib*/pkgconfig/teeny.pc"
+        "${_teeny_prefix}/lib*/*/pkgconfig/teeny.pc")
+    foreach(_teeny_up IN LISTS _teeny_pcs)
+        get_filename_component(_teeny_dir "${_teeny_up}" DIRECTORY)
+        get_filename_component(_teeny_dir "${_teeny_dir}" DIRECTORY)
+        get_filename_component(_teeny_name "${_teeny_dir}" NAME)
+        # Of several architectures in one prefix, the one that is being built for.
+        if(NOT _teeny_pc OR _teeny_name STREQUAL "${CMAKE_LIBRARY_ARCHITECTURE}")
+            set(_teeny_pc "${_teeny_up}")
+            set(_teeny_lib "${_teeny_dir}")
+        endif()
+    endforeach()
+endif()
+if(_teeny_pc)
+    foreach(_teeny_name libteeny.so libteeny.dylib)
+        if(EXISTS "${_teeny_lib}/${_teeny_name}")
+            set(_teeny_shared "${_teeny_lib}/${_teeny_name}")
+        endif()
+    endforeach()
+    if(EXISTS "${_teeny_lib}/libteeny.a")
+        set(_teeny_static "${_teeny_lib}/libteeny.a")
+    endif()
+endif()
