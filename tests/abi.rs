@@ -53,23 +53,6 @@ fn installed(program: &str) -> bool {
     found
 }
 
-/// A folder with the shared library under the names by which it is linked and loaded.
-fn link_folder(library: &Path) -> TempDir {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let library = library.join("libteeny.so");
-    symlink(&library, folder.path().join("libteeny.so")).expect("an empty folder");
-    let output = Command::new("readelf").arg("-d").arg(&library).output();
-    let output = output.expect("readelf, which comes with the C compiler");
-    quiet(&output);
-    let entries = String::from_utf8_lossy(&output.stdout);
-    let soname = entries.lines().find(|line| line.contains("(SONAME)"));
-    let soname = soname.and_then(|line| line.trim_end_matches(']').split_once('['));
-    if let Some((_, soname)) = soname.filter(|(_, soname)| *soname != "libteeny.so") {
-        symlink(&library, folder.path().join(soname)).expect("no such name yet");
-    }
-    folder
-}
-
 /// A C program and how it is built.
 struct Program<'a> {
     compiler: &'a str,
@@ -80,30 +63,28 @@ struct Program<'a> {
     shared: bool,
 }
 
-/// A built program with what has to be there when it runs.
+/// A built program, which vanishes with the value.
 struct Built {
     folder: TempDir,
-    _link_folder: TempDir,
 }
 
 impl Program<'_> {
     fn build(&self) -> Built {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let link_folder = link_folder(&self.library);
         let mut cc = Command::new(self.compiler);
         cc.args(["-std=c99", "-g", "-O1"]).args(WARNINGS);
         cc.arg("-I").arg(root().join("ffi/include")).args(&self.sources);
         cc.arg("-o").arg(folder.path().join("program"));
         if self.shared {
-            cc.arg("-L").arg(link_folder.path()).arg("-lteeny");
-            cc.arg(format!("-Wl,-rpath,{}", link_folder.path().display()));
+            cc.arg("-L").arg(&self.library).arg("-lteeny");
+            cc.arg(format!("-Wl,-rpath,{}", self.library.display()));
         } else {
             // What `cargo rustc -p teeny-ffi -- --print native-static-libs` names, in short.
             cc.arg(self.library.join("libteeny.a")).arg("-ldl");
         }
         // Last, so that they also serve what the library needs.
         quiet(&cc.args(self.args).args(["-lm", "-lpthread"]).output().expect("a C compiler"));
-        Built { folder, _link_folder: link_folder }
+        Built { folder }
     }
 }
 
@@ -121,6 +102,8 @@ impl Built {
         let output = Command::new(&line[0])
             .args(&line[1..])
             .envs(variables.iter().copied())
+            // Where cargo has other builds of the library, before the one that it was linked with.
+            .env_remove("LD_LIBRARY_PATH")
             .output()
             .expect("it starts");
         quiet(&output);
