@@ -1,5 +1,5 @@
-/* A game's loop that never waits for the model: text is generated on a second thread, and each frame
- * takes over what has come meanwhile.
+/* A game's loop that never waits for the model: text is generated on a second thread, and each
+ * frame takes over what has come meanwhile.
  *
  *     background MODEL PROMPT [FRAMES]
  *

@@ -4,7 +4,8 @@
  *
  * Each line of the input is spoken by one character of the play, and the model answers as another.
  * One session lasts the whole conversation, so no word of it is computed twice; when the model's
- * context is full, the session forgets the oldest words and goes on. README.md says how to build it.
+ * context is full, the session forgets the oldest words and goes on. README.md says how to build
+ * it.
  */
 #define _POSIX_C_SOURCE 200809L /* getline */
 

@@ -2,7 +2,7 @@
  *
  *     generate MODEL PROMPT [MAX_TOKENS [SEED]]
  *
- * ../README.md says how to build it.
+ * README.md says how to build it.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,8 +21,16 @@ int main(int argc, char **argv) {
     teeny_sampler_options sampling;
     teeny_generate_options options;
     teeny_status status;
+    unsigned long max_tokens = 256, seed = 0;
+    char *end_max = "", *end_seed = "";
 
-    if (argc < 3) {
+    if (argc > 3) {
+        max_tokens = strtoul(argv[3], &end_max, 10);
+    }
+    if (argc > 4) {
+        seed = strtoul(argv[4], &end_seed, 10);
+    }
+    if (argc < 3 || argc > 5 || *end_max != 0 || *end_seed != 0) {
         fprintf(stderr, "usage: %s MODEL PROMPT [MAX_TOKENS [SEED]]\n", argv[0]);
         return 2;
     }
@@ -34,13 +42,10 @@ int main(int argc, char **argv) {
         status = teeny_generate_options_init(&options, sizeof options);
     }
     if (status == TEENY_OK) {
-        if (argc > 3) {
-            options.max_tokens = strtoul(argv[3], NULL, 10);
-        }
-        if (argc > 4) {
-            sampling.seed = strtoul(argv[4], NULL, 10);
-        }
-        status = teeny_generate(model, argv[2], strlen(argv[2]), &sampling, &options, print, stdout);
+        options.max_tokens = max_tokens;
+        sampling.seed = seed;
+        status = teeny_generate(model, argv[2], strlen(argv[2]), &sampling, &options, print,
+                                stdout);
     }
     if (status != TEENY_OK) {
         fprintf(stderr, "%s: %s\n", argv[0], teeny_last_error());

@@ -9,7 +9,7 @@
 
 #include "teeny.h"
 
-/* A chain of stages: each changes the logits or drops tokens, in the order in which it was added. */
+/* A chain of stages: each changes the logits or drops tokens, in the order of adding them. */
 static teeny_status make_sampler(uint64_t seed, teeny_sampler **sampler) {
     teeny_status status = teeny_sampler_new_chain(seed, sampler);
 
@@ -28,14 +28,16 @@ static teeny_status make_sampler(uint64_t seed, teeny_sampler **sampler) {
     return status;
 }
 
-/* Prints the stream's text to its end. Between two pieces a program may do what it likes. */
+/* Prints the stream's text to its end. Between two pieces a program may do what it likes, and it
+ * may stop asking at any time. */
 static teeny_status print_all(teeny_stream *stream) {
     teeny_text piece;
     teeny_status status = teeny_stream_next(stream, &piece);
 
     while (status == TEENY_OK && piece.len > 0) {
-        fwrite(piece.data, 1, piece.len, stdout);
-        fflush(stdout);
+        if (fwrite(piece.data, 1, piece.len, stdout) != piece.len || fflush(stdout) != 0) {
+            return TEENY_CANCELLED; /* nobody reads it any more */
+        }
         status = teeny_stream_next(stream, &piece);
     }
     return status;
@@ -83,7 +85,7 @@ int main(int argc, char **argv) {
                 reason == TEENY_END_STOP_TEXT ? "end of the paragraph" : "cut off",
                 teeny_session_position(session));
     } else {
-        fprintf(stderr, "%s: %s\n", argv[0], teeny_last_error());
+        fprintf(stderr, "%s: %s: %s\n", argv[0], teeny_status_name(status), teeny_last_error());
     }
     teeny_stream_free(stream);
     teeny_sampler_free(sampler);
