@@ -10,12 +10,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, OnceLock};
 
-use teeny_runtime::tokenizer::Tokenizer;
+use teeny_runtime::format::{self, TensorSpec};
+use teeny_runtime::tokenizer::{CharTokenizer, Tokenizer};
 use teeny_runtime::{
-    Cpu, GenerateOptions, Model, Overflow, Sampler, SamplerOptions, Session, Weights, generate,
-    score,
+    Cpu, Dtype, EndReason, Ffn, GenerateOptions, Model, Norm, Overflow, PositionalEncoding,
+    Sampler, SamplerOptions, Session, Weights, generate, score,
 };
-use teeny_tests::{library, program};
+use teeny_tests::{Random, library, program, random_values, small};
 use tempfile::TempDir;
 
 const WARNINGS: [&str; 4] = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"];
@@ -253,7 +254,7 @@ fn pull_ends_with_the_paragraph() {
     let chain = "--repeat-penalty 1.1 --top-k 20 --top-p 0.9 --min-p 0 --temperature 0.7";
     let mut args: Vec<&str> = chain.split(' ').collect();
     args.extend(["-r", "\n\n"]);
-    for prompt in ["ROMEO:\n", "First Citizen:\nBefore we proceed any further, hear me speak."] {
+    for prompt in ["ROMEO:\n", "MENENIUS:\n", "Enter", "KING HENRY VI:\nThe"] {
         let expected = teeny_run(prompt, 1000, 1, &args) + "\n";
         assert_eq!(example.prints(&[&model, prompt]), expected);
         assert!(!expected.contains("\n\n"));
@@ -371,31 +372,48 @@ fn score_agrees_with_the_logits() {
 }
 
 /// What a Rust session answers to each line, and its position in the end.
-fn conversation(lines: &[&str], seed: u64) -> (String, usize) {
-    let model = model();
-    let mut session = Session::new(&model, Overflow::Slide).expect("enough memory");
+fn conversation(model: &Arc<Model<Cpu>>, lines: &[&str], seed: u64) -> (String, usize) {
+    let mut session = Session::new(model, Overflow::Slide).expect("enough memory");
     let options = SamplerOptions { seed, ..Default::default() };
     let mut sampler = Sampler::new(options).expect("the defaults");
     let stop = vec!["\n\n".to_owned()];
     let options = GenerateOptions { max_tokens: 400, stop, raw_bytes: false, feed_last: true };
     let mut out = String::new();
+    let mut between = "";
     for line in lines {
-        let prompt = format!("FIRST LORD:\n{line}\n\nROMEO:\n");
+        let prompt = format!("{between}FIRST LORD:\n{line}\n\nROMEO:\n");
         let prompt = model.tokenizer().encode(&prompt).expect("its characters");
         let mut print = |piece: &str| {
             out.push_str(piece);
             ControlFlow::Continue(())
         };
-        generate(&mut session, &mut sampler, &prompt, &options, &mut print).expect("text");
+        let done = generate(&mut session, &mut sampler, &prompt, &options, &mut print);
+        // A speech that was cut off is closed before the next one.
+        let stopped = done.expect("text").reason == EndReason::StopText;
+        between = if stopped { "" } else { "\n\n" };
         out.push_str("\n\n");
     }
     (out, session.n_tokens())
 }
 
+/// A model of random weights, which speaks on and on, with a vocabulary that covers the play's.
+fn babbler(path: &Path) -> Arc<Model<Cpu>> {
+    let chars: String = "\n !',.:?\u{e9}".chars().chain('A'..='Z').chain('a'..='z').collect();
+    let tokenizer = Tokenizer::Char(CharTokenizer::from_text(&chars));
+    let mut config = small(PositionalEncoding::Rope, Norm::RmsNorm, Ffn::Swiglu);
+    config.vocab_size = tokenizer.vocab_size();
+    let mut random = Random::new(3);
+    let mut values = |spec: &TensorSpec| random_values(spec, &mut random);
+    format::write_model(path, &config, &tokenizer, &[], Dtype::F32, &mut values)
+        .expect("a valid configuration");
+    let weights = Weights::map(path).expect("a file of our own");
+    Arc::new(Model::load(Cpu::new(), &weights).expect("enough memory"))
+}
+
 #[test]
 fn chat_keeps_one_session() {
     let example = Example::new("chat");
-    let model = shakespeare();
+    let (model, shipped) = (shakespeare(), model());
     // Together they are longer than the context.
     let lines =
         ["Who is Juliet?", "Give me thy hand.", "Farewell, good Romeo!", "What say you now?"];
@@ -403,7 +421,7 @@ fn chat_keeps_one_session() {
     for (args, seed) in [(vec![model.as_str()], 0), (vec![&model, "5"], 5)] {
         let output = example.run(&args, input);
         assert!(output.status.success(), "{}", text(&output.stderr));
-        let (expected, position) = conversation(&lines, seed);
+        let (expected, position) = conversation(&shipped, &lines, seed);
         assert_eq!(text(&output.stdout), expected);
         let said = text(&output.stderr);
         assert_eq!(said.matches("U+00E4").count(), 1, "{said}");
@@ -416,6 +434,11 @@ fn chat_keeps_one_session() {
         assert!(expected.starts_with(&(first + "\n\n")), "{expected}");
     }
     assert_eq!(example.prints(&[&model]), "", "nobody says anything");
+    let path = example.folder.path().join("babbler.safetensors");
+    let (expected, _) = conversation(&babbler(&path), &["Who is Juliet?", "Peace!"], 0);
+    assert!(expected.chars().count() > 800, "both are cut off: {expected}");
+    let output = example.run(&[path.to_str().expect("UTF-8")], "Who is Juliet?\nPeace!\n");
+    assert_eq!(text(&output.stdout), expected);
     example.refuses_what_is_no_model(&[]);
     example.fails(&[&model, "x"], 2, "usage: ");
 }
