@@ -131,16 +131,18 @@ impl teeny_model_options {
         }
         // SAFETY: the caller's promise.
         let device = unsafe { arg::terminated_text(self.device, "options.device") }?;
-        match device {
-            "auto" | "cpu" => Ok(()),
-            cuda if cuda == "cuda" || cuda.starts_with("cuda:") => Err(Failure::new(
+        let index = device.strip_prefix("cuda:").map(|index| index.parse::<u16>());
+        match (device, index) {
+            ("auto" | "cpu", _) => Ok(()),
+            ("cuda", _) | (_, Some(Ok(_))) => Err(Failure::new(
                 teeny_status::TEENY_UNSUPPORTED,
                 format!(
-                    "options.device: found {cuda:?}, expected cpu or auto: this build has no CUDA"
+                    "options.device: found {device:?}, expected cpu or auto: this build has no CUDA"
                 ),
             )),
-            other => {
-                Err(Failure::argument("options.device", format!("{other:?}"), "cpu, cuda or auto"))
+            (_, Some(Err(_)) | None) => {
+                let expected = "cpu, cuda, cuda:N or auto";
+                Err(Failure::argument("options.device", format!("{device:?}"), expected))
             }
         }
     }

@@ -24,6 +24,10 @@ pub struct GenerateOptions {
     pub feed_last: bool,
 }
 
+/// Most tokens for which keys and values are allocated before the first is drawn. Those beyond get
+/// theirs as they come, 64 at a time: a large context costs nothing that is not used.
+const AHEAD: usize = 1024;
+
 /// Why generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndReason {
@@ -215,7 +219,8 @@ impl TextStream {
                 expected: "at least one character, or a session that holds some".into(),
             });
         }
-        session.reserve(self.prompt.len().saturating_add(self.options.max_tokens))?;
+        let ahead = self.options.max_tokens.min(AHEAD);
+        session.reserve(self.prompt.len().saturating_add(ahead))?;
         if !self.prompt.is_empty() {
             session.prefill(&self.prompt)?;
         }

@@ -435,12 +435,15 @@ impl<B: Backend> Session<B> {
         let pos = last - self.sequence.start;
         // Should there be no memory to write to, it shows before anything has changed.
         self.model.reserve(&mut self.cache, pos, 1)?;
+        let mut a = self.model.take_activations()?;
         let front = self.sequence.n_tokens - self.sequence.newest.len();
         let token = self.sequence.newest[last - front];
         self.sequence.newest.truncate(last - front);
         self.sequence.n_tokens = last;
         self.sequence.cached = pos;
-        self.run(&[token], false, None, 0, Keep::Last)
+        let result = self.passes(&[token], false, &mut None, 0, Keep::Last, &mut a);
+        self.model.give_activations(a);
+        result
     }
 
     /// The fewest tokens above 0 to which [`Session::truncate`] can go back.
