@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use teeny_runtime::weights::LoadOptions;
-use teeny_runtime::{Cpu, Dtype, Model, Weights};
+use teeny_runtime::{Cpu, Dtype, Error, Model, Weights};
 
 use crate::arg;
 use crate::handle;
@@ -325,7 +325,13 @@ fn load(
     if answer != 0 {
         return Err(Failure::cancelled(answer));
     }
-    let model = Arc::new(Model::load(Cpu::new(), &weights?)?);
+    let weights = weights.map_err(|error| {
+        // Which file it is, where the runtime does not say so.
+        let damaged = matches!(error, Error::Format { .. });
+        let failure = Failure::from(error);
+        if damaged { failure.with_context(from) } else { failure }
+    })?;
+    let model = Arc::new(Model::load(Cpu::new(), &weights)?);
     log(Level::TEENY_LOG_INFO, || {
         format!(
             "loaded {from}: {} parameters, {} bytes, cpu ({}), {:.1} ms",

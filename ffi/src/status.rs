@@ -110,6 +110,11 @@ impl Failure {
         Failure { status, message: message.into() }
     }
 
+    /// The same failure, of this thing.
+    pub(crate) fn with_context(self, thing: &str) -> Failure {
+        Failure { message: format!("{thing}: {}", self.message), ..self }
+    }
+
     /// What a panic carried, and where it came from.
     fn panicked(payload: &(dyn Any + Send)) -> Failure {
         let text = payload.downcast_ref::<&str>().copied();

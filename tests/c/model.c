@@ -20,6 +20,7 @@ static void foreign_files(void) {
     EXPECT(teeny_model_load("/dev/null", NULL, &model), TEENY_IO, "device");
     FAILS(teeny_model_load("", NULL, &model), TEENY_IO);
     EXPECT(teeny_model_load(path_of("foreign"), NULL, &model), TEENY_FORMAT, "model file: header");
+    CHECK(strstr(teeny_last_error(), path_of("foreign")) != NULL);
     EXPECT(teeny_model_load(path_of("cut"), NULL, &model), TEENY_FORMAT, "model file");
     EXPECT(teeny_model_load(path_of("empty"), NULL, &model), TEENY_FORMAT, "model file");
     EXPECT(teeny_model_load("\xff.safetensors", NULL, &model), TEENY_INVALID_ARGUMENT,
