@@ -385,7 +385,8 @@ typedef struct teeny_sampler_options {
      */
     size_t top_k;
     /**
-     * How many of the newest tokens, the prompt's included, the penalties look at. Default 64.
+     * How many of the newest tokens, the prompt's included, the penalties look at, at most 1048576.
+     * Default 64.
      */
     size_t penalty_last_n;
     /**
@@ -798,16 +799,19 @@ teeny_status teeny_sampler_new_chain(uint64_t seed, struct teeny_sampler **out);
 teeny_status teeny_sampler_new_greedy(struct teeny_sampler **out);
 
 /**
- * Adds a stage that adds to the logits of `n` tokens. They are copied.
+ * Adds a stage that adds to the logits of `n` tokens. They are copied; several biases of one token
+ * add up.
  *
- * Fails with TEENY_INVALID_ARGUMENT for a bias that is NaN or +INFINITY.
+ * Fails with TEENY_INVALID_ARGUMENT for a bias that is NaN or +INFINITY. A token that the logits
+ * lack makes sampling fail, because only then their number is known.
  */
 teeny_status teeny_sampler_add_logit_bias(struct teeny_sampler *sampler,
                                           const struct teeny_logit_bias *biases,
                                           size_t n);
 
 /**
- * Adds a stage that makes the `last_n` newest tokens less likely. `repeat` divides their logits
+ * Adds a stage that makes the `last_n` newest tokens, at most 1048576, less likely: those accepted
+ * or drawn after it was added. `repeat` divides their logits
  * where they are positive and multiplies them where they are negative, 1 is off; `frequency` is
  * subtracted for each time a token is among them, `presence` once, 0 is off.
  *
@@ -991,7 +995,8 @@ teeny_status teeny_session_reset(struct teeny_session *session);
 /**
  * Asks, from any thread, that the call which is feeding, scoring or generating in the session end
  * with TEENY_CANCELLED, or the next such call if there is none. The wish lasts until one call has
- * noticed it; `on` 0 takes it back. What the session then holds is said with each function.
+ * noticed it; `on` is 1 to ask and 0 to take it back. What the session then holds is said with each
+ * function.
  */
 teeny_status teeny_session_cancel(const struct teeny_session *session, int32_t on);
 

@@ -1,6 +1,7 @@
 //! `teeny_generate`, `teeny_session_generate`: a prompt in, pieces of text out, in one call.
 
 use std::ffi::{c_char, c_void};
+use std::mem::offset_of;
 use std::ptr;
 
 use teeny_runtime::{EndReason, Error, GenerateOptions, Overflow, Sampler, Session, TextStream};
@@ -38,12 +39,12 @@ pub struct teeny_generate_options {
 // SAFETY: repr(C), `size` first, and the assertions below.
 unsafe impl Versioned for teeny_generate_options {
     const NAME: &'static str = "teeny_generate_options";
+    const FIRST_SIZE: usize = offset_of!(teeny_generate_options, reserved) + size_of::<u32>();
 }
 
 // The layout is part of the ABI. Its end has no padding, so that a new member changes the size.
 #[cfg(target_pointer_width = "64")]
 const _: () = {
-    use std::mem::offset_of;
     assert!(teeny_generate_options::SIZE == 40 && align_of::<teeny_generate_options>() == 8);
     assert!(offset_of!(teeny_generate_options, reserved) + 4 == 40);
 };

@@ -1,6 +1,7 @@
 //! `teeny_model`: a loaded model.
 
 use std::ffi::{c_char, c_void};
+use std::mem::offset_of;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
@@ -86,12 +87,12 @@ pub struct teeny_model_options {
 // caller's to avoid.
 unsafe impl Versioned for teeny_model_options {
     const NAME: &'static str = "teeny_model_options";
+    const FIRST_SIZE: usize = offset_of!(teeny_model_options, reserved) + size_of::<u32>();
 }
 
 // The layout is part of the ABI. Its end has no padding, so that a new member changes the size.
 #[cfg(target_pointer_width = "64")]
 const _: () = {
-    use std::mem::offset_of;
     assert!(teeny_model_options::SIZE == 56 && align_of::<teeny_model_options>() == 8);
     assert!(offset_of!(teeny_model_options, reserved) + 4 == 56);
 };

@@ -1,6 +1,7 @@
 //! `teeny_sampler`: logits to a token.
 
 use std::ffi::c_char;
+use std::mem::offset_of;
 use std::sync::{Mutex, MutexGuard};
 
 use teeny_runtime::sampler::Stage;
@@ -40,7 +41,8 @@ pub struct teeny_sampler_options {
     pub seed: u64,
     /// Draw from this many most likely tokens only; 0 is off. Default 40.
     pub top_k: usize,
-    /// How many of the newest tokens, the prompt's included, the penalties look at. Default 64.
+    /// How many of the newest tokens, the prompt's included, the penalties look at, at most 1048576.
+    /// Default 64.
     pub penalty_last_n: usize,
     /// Divides the logits: lower is safer, 0 always takes the most likely token. Default 0.8.
     pub temperature: f32,
@@ -62,12 +64,13 @@ pub struct teeny_sampler_options {
 // SAFETY: repr(C), `size` first, and the assertions below.
 unsafe impl Versioned for teeny_sampler_options {
     const NAME: &'static str = "teeny_sampler_options";
+    const FIRST_SIZE: usize =
+        offset_of!(teeny_sampler_options, presence_penalty) + size_of::<f32>();
 }
 
 // The layout is part of the ABI. Its end has no padding, so that a new member changes the size.
 #[cfg(target_pointer_width = "64")]
 const _: () = {
-    use std::mem::offset_of;
     assert!(teeny_sampler_options::SIZE == 56 && align_of::<teeny_sampler_options>() == 8);
     assert!(offset_of!(teeny_sampler_options, presence_penalty) + 4 == 56);
     assert!(size_of::<teeny_logit_bias>() == 8);
@@ -185,9 +188,11 @@ pub struct teeny_logit_bias {
     pub bias: f32,
 }
 
-/// Adds a stage that adds to the logits of `n` tokens. They are copied.
+/// Adds a stage that adds to the logits of `n` tokens. They are copied; several biases of one token
+/// add up.
 ///
-/// Fails with TEENY_INVALID_ARGUMENT for a bias that is NaN or +INFINITY.
+/// Fails with TEENY_INVALID_ARGUMENT for a bias that is NaN or +INFINITY. A token that the logits
+/// lack makes sampling fail, because only then their number is known.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn teeny_sampler_add_logit_bias(
     sampler: *mut teeny_sampler,
@@ -205,7 +210,8 @@ pub unsafe extern "C" fn teeny_sampler_add_logit_bias(
     })
 }
 
-/// Adds a stage that makes the `last_n` newest tokens less likely. `repeat` divides their logits
+/// Adds a stage that makes the `last_n` newest tokens, at most 1048576, less likely: those accepted
+/// or drawn after it was added. `repeat` divides their logits
 /// where they are positive and multiplies them where they are negative, 1 is off; `frequency` is
 /// subtracted for each time a token is among them, `presence` once, 0 is off.
 ///

@@ -1,6 +1,7 @@
 //! How likely a text is.
 
 use std::ffi::c_char;
+use std::mem::offset_of;
 
 use teeny_runtime::{Overflow, Session, score};
 
@@ -85,12 +86,12 @@ pub struct teeny_score {
 // SAFETY: repr(C), `size` first, and the assertions below.
 unsafe impl Versioned for teeny_score {
     const NAME: &'static str = "teeny_score";
+    const FIRST_SIZE: usize = offset_of!(teeny_score, perplexity) + size_of::<f64>();
 }
 
 // The layout is part of the ABI. Its end has no padding, so that a new member changes the size.
 #[cfg(target_pointer_width = "64")]
 const _: () = {
-    use std::mem::offset_of;
     assert!(teeny_score::SIZE == 40 && align_of::<teeny_score>() == 8);
     assert!(offset_of!(teeny_score, perplexity) + 8 == 40);
 };

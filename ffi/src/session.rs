@@ -1,5 +1,6 @@
 //! `teeny_session`: one sequence of tokens with its KV cache.
 
+use std::mem::offset_of;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -110,6 +111,7 @@ pub struct teeny_session_options {
 // SAFETY: repr(C), `size` first, and the assertions below.
 unsafe impl Versioned for teeny_session_options {
     const NAME: &'static str = "teeny_session_options";
+    const FIRST_SIZE: usize = offset_of!(teeny_session_options, reserved) + size_of::<u32>();
 }
 
 /// What a session has done and what it holds. Later versions of teeny may add members at the end,
@@ -143,12 +145,12 @@ pub struct teeny_session_stats {
 // SAFETY: repr(C), `size` first, and the assertions below.
 unsafe impl Versioned for teeny_session_stats {
     const NAME: &'static str = "teeny_session_stats";
+    const FIRST_SIZE: usize = offset_of!(teeny_session_stats, reserved) + size_of::<u32>();
 }
 
 // The layouts are part of the ABI. Their ends have no padding, so that a new member changes a size.
 #[cfg(target_pointer_width = "64")]
 const _: () = {
-    use std::mem::offset_of;
     assert!(teeny_session_options::SIZE == 24 && align_of::<teeny_session_options>() == 8);
     assert!(offset_of!(teeny_session_options, reserved) + 4 == 24);
     assert!(teeny_session_stats::SIZE == 72 && align_of::<teeny_session_stats>() == 8);
@@ -411,7 +413,8 @@ pub unsafe extern "C" fn teeny_session_reset(session: *mut teeny_session) -> tee
 
 /// Asks, from any thread, that the call which is feeding, scoring or generating in the session end
 /// with TEENY_CANCELLED, or the next such call if there is none. The wish lasts until one call has
-/// noticed it; `on` 0 takes it back. What the session then holds is said with each function.
+/// noticed it; `on` is 1 to ask and 0 to take it back. What the session then holds is said with each
+/// function.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn teeny_session_cancel(
     session: *const teeny_session,
