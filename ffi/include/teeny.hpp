@@ -232,9 +232,11 @@ result<T> checked(::teeny_status status, T &value) {
     return std::move(value);
 }
 
-/// The object `T` from the handle that a call with this status has written.
-template <class T>
-result<T> made(::teeny_status status, typename T::raw_type *raw) {
+/// The object `T` from the handle that `call(&handle)` writes.
+template <class T, class Call>
+result<T> made(Call call) {
+    typename T::raw_type *raw = nullptr;
+    const ::teeny_status status = call(&raw);
     if (status != TEENY_OK) {
         return failed(status);
     }
@@ -532,23 +534,23 @@ class sampler : public detail::handle<::teeny_sampler, ::teeny_sampler_free> {
     /// The usual chain.
     static result<sampler> try_make(const sampler_options &options = {}) {
         const ::teeny_sampler_options c = detail::c_options(options);
-        ::teeny_sampler *raw = nullptr;
-        return detail::made<sampler>(::teeny_sampler_new(&c, &raw), raw);
+        return detail::made<sampler>(
+            [&](::teeny_sampler **out) { return ::teeny_sampler_new(&c, out); });
     }
     /// A chain without any stage yet.
     static result<sampler> try_chain(std::uint64_t seed = 0) {
-        ::teeny_sampler *raw = nullptr;
-        return detail::made<sampler>(::teeny_sampler_new_chain(seed, &raw), raw);
+        return detail::made<sampler>(
+            [&](::teeny_sampler **out) { return ::teeny_sampler_new_chain(seed, out); });
     }
     /// Always takes the most likely token.
     static result<sampler> try_greedy() {
-        ::teeny_sampler *raw = nullptr;
-        return detail::made<sampler>(::teeny_sampler_new_greedy(&raw), raw);
+        return detail::made<sampler>(
+            &::teeny_sampler_new_greedy);
     }
     /// A second sampler with the same chain in the same state.
     result<sampler> try_clone() const {
-        ::teeny_sampler *raw = nullptr;
-        return detail::made<sampler>(::teeny_sampler_clone(get(), &raw), raw);
+        return detail::made<sampler>(
+            [&](::teeny_sampler **out) { return ::teeny_sampler_clone(get(), out); });
     }
     /// Adds a stage that adds to the logits of some tokens.
     result<void> try_add_logit_bias(span<const logit_bias> biases) {
@@ -809,9 +811,8 @@ class session : public detail::handle<::teeny_session, ::teeny_session_free> {
     }
     /// A second session at the same point, which shares what was computed.
     result<session> try_fork() const {
-        ::teeny_session *raw = nullptr;
-        const ::teeny_status status = ::teeny_session_fork(get(), &raw);
-        return detail::made<session>(status, raw);
+        return detail::made<session>(
+            [&](::teeny_session **out) { return ::teeny_session_fork(get(), out); });
     }
     /// Forgets all tokens.
     result<void> try_reset() { return detail::checked(::teeny_session_reset(get())); }
@@ -992,11 +993,10 @@ class session : public detail::handle<::teeny_session, ::teeny_session_free> {
         }
         std::vector<::teeny_text> stop;
         const ::teeny_generate_options c = detail::c_options(options, stop);
-        ::teeny_stream *raw = nullptr;
-        const ::teeny_status status =
-            ::teeny_stream_new(get(), with != nullptr ? with->get() : nullptr, prompt.data(),
-                               prompt.size(), &c, &raw);
-        return detail::made<teeny::stream>(status, raw);
+        ::teeny_sampler *raw = with != nullptr ? with->get() : nullptr;
+        return detail::made<teeny::stream>([&](::teeny_stream **out) {
+            return ::teeny_stream_new(get(), raw, prompt.data(), prompt.size(), &c, out);
+        });
     }
 
 #if TEENY_HPP_THROWS
@@ -1059,9 +1059,8 @@ class model : public detail::handle<::teeny_model, ::teeny_model_free> {
     /// An empty sequence.
     result<session> try_new_session(const session_options &options = {}) const {
         const ::teeny_session_options c = detail::c_options(options);
-        ::teeny_session *raw = nullptr;
-        const ::teeny_status status = ::teeny_session_new(get(), &c, &raw);
-        return detail::made<session>(status, raw);
+        return detail::made<session>(
+            [&](::teeny_session **out) { return ::teeny_session_new(get(), &c, out); });
     }
 
     /// Number of tokens in the vocabulary.
@@ -1212,9 +1211,8 @@ class model : public detail::handle<::teeny_model, ::teeny_model_free> {
     static result<model> loaded(const model_options &options, Call call) {
         detail::guard<const progress_callback> progress(options.progress);
         const ::teeny_model_options c = detail::c_options(options, progress);
-        ::teeny_model *raw = nullptr;
-        const ::teeny_status status = call(c, &raw);
-        result<model> model_or_failure = detail::made<model>(status, raw);
+        result<model> model_or_failure =
+            detail::made<model>([&](::teeny_model **out) { return call(c, out); });
         progress.rethrow();
         return model_or_failure;
     }
