@@ -318,7 +318,8 @@ typedef struct teeny_model_options {
     size_t size;
     /**
      * Where the model runs, ending in a zero byte: "cpu", or "auto" for the best device that this
-     * build and this machine have; NULL is "auto". Default NULL.
+     * build and this machine have; NULL is "auto". "cuda" and "cuda:N" give TEENY_UNSUPPORTED in this
+     * version. Default NULL.
      */
     const char *device;
     /**

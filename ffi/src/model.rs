@@ -63,7 +63,8 @@ pub struct teeny_model_options {
     /// `sizeof(teeny_model_options)`, which says which members are there.
     pub size: usize,
     /// Where the model runs, ending in a zero byte: "cpu", or "auto" for the best device that this
-    /// build and this machine have; NULL is "auto". Default NULL.
+    /// build and this machine have; NULL is "auto". "cuda" and "cuda:N" give TEENY_UNSUPPORTED in this
+    /// version. Default NULL.
     pub device: *const c_char,
     /// Default NULL: nobody is told.
     pub progress: teeny_progress_callback,
