@@ -593,6 +593,14 @@ const char *teeny_version(void);
 const char *teeny_build_info(void);
 
 /**
+ * Sets where log messages of `level` (a teeny_log_level) and below go, for the whole process;
+ * `callback` NULL switches logging off, as it is at first. `user_data` is passed to each call, on
+ * any thread that uses teeny. A call on another thread that has begun already may still reach the
+ * callback that was set before.
+ */
+teeny_status teeny_set_log_callback(int32_t level, teeny_log_callback callback, void *user_data);
+
+/**
  * Name of a status, such as "TEENY_IO", ending in a zero byte; "unknown status" for a number that
  * is none. It lives as long as the library is loaded.
  */
@@ -607,14 +615,6 @@ const char *teeny_status_name(int32_t status);
  * fails sets it anew. Copy what is to live longer.
  */
 const char *teeny_last_error(void);
-
-/**
- * Sets where log messages of `level` (a teeny_log_level) and below go, for the whole process;
- * `callback` NULL switches logging off, as it is at first. `user_data` is passed to each call, on
- * any thread that uses teeny. A call on another thread that has begun already may still reach the
- * callback that was set before.
- */
-teeny_status teeny_set_log_callback(int32_t level, teeny_log_callback callback, void *user_data);
 
 /**
  * Number of objects that are not freed, of all types together: 0 at the end of a program that

@@ -5,6 +5,25 @@ use std::ffi::{CStr, c_char};
 
 use crate::status::{Failure, teeny_status};
 
+/// Text or bytes of length `len`, without a zero byte at the end.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct teeny_text {
+    pub data: *const c_char,
+    pub len: usize,
+}
+
+impl teeny_text {
+    pub(crate) fn of(bytes: &[u8]) -> teeny_text {
+        // The address of an empty slice is none that C would expect.
+        let data = if bytes.is_empty() { c"".as_ptr() } else { bytes.as_ptr().cast() };
+        teeny_text { data, len: bytes.len() }
+    }
+}
+
+#[cfg(target_pointer_width = "64")]
+const _: () = assert!(size_of::<teeny_text>() == 16);
+
 /// `len` things from a pointer on.
 ///
 /// # Safety

@@ -6,14 +6,13 @@ use std::ptr;
 
 use teeny_runtime::{EndReason, Error, GenerateOptions, Overflow, Sampler, Session, TextStream};
 
-use crate::arg;
+use crate::arg::{self, teeny_text};
 use crate::handle;
 use crate::model::{ModelObject, teeny_model};
 use crate::options::{self, Versioned};
 use crate::sampler::{SamplerObject, from_options, teeny_sampler, teeny_sampler_options};
 use crate::session::{SessionObject, State, teeny_end_reason, teeny_session};
 use crate::status::{Failure, call, teeny_status};
-use crate::text::teeny_text;
 
 /// When to end and what to hand out. `teeny_generate_options_init` fills it with the defaults; then
 /// set what is to differ. Later versions of teeny may add members at the end, and programs built

@@ -5,58 +5,22 @@
 //! refused without being followed. Objects are counted references: whoever uses one keeps it alive,
 //! and freeing in any order, in a callback or on another thread, is safe.
 
+use std::any::Any;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use crate::model::ModelObject;
-use crate::sampler::SamplerObject;
-use crate::session::SessionObject;
 use crate::status::{Failure, teeny_status};
-use crate::stream::StreamObject;
 
-/// Any object that a handle stands for.
-#[derive(Clone)]
-pub(crate) enum Object {
-    Model(Arc<ModelObject>),
-    Session(Arc<SessionObject>),
-    Sampler(Arc<SamplerObject>),
-    Stream(Arc<StreamObject>),
-}
-
-/// A type of object with the C type of its handles.
-pub(crate) trait Kind: Sized {
+/// A type of object that handles stand for.
+pub(crate) trait Kind: Any + Send + Sync {
+    /// What C calls it.
     type Handle;
     /// As messages name it.
     const NAME: &'static str;
-    /// Distinguishes the types in a handle.
+    /// Distinguishes the types in a handle: from 1 to 7, each number once.
     const TAG: usize;
-    fn wrap(object: Arc<Self>) -> Object;
-    fn unwrap(object: &Object) -> Option<&Arc<Self>>;
 }
 
-macro_rules! kind {
-    ($object:ident, $variant:ident, $handle:ty, $name:literal, $tag:literal) => {
-        impl Kind for $object {
-            type Handle = $handle;
-            const NAME: &'static str = $name;
-            const TAG: usize = $tag;
-            fn wrap(object: Arc<Self>) -> Object {
-                Object::$variant(object)
-            }
-            fn unwrap(object: &Object) -> Option<&Arc<Self>> {
-                #[allow(clippy::wildcard_enum_match_arm)] // all the others
-                match object {
-                    Object::$variant(object) => Some(object),
-                    _ => None,
-                }
-            }
-        }
-    };
-}
-
-kind!(ModelObject, Model, crate::model::teeny_model, "teeny_model", 1);
-kind!(SessionObject, Session, crate::session::teeny_session, "teeny_session", 2);
-kind!(SamplerObject, Sampler, crate::sampler::teeny_sampler, "teeny_sampler", 3);
-kind!(StreamObject, Stream, crate::stream::teeny_stream, "teeny_stream", 4);
+type Object = Arc<dyn Any + Send + Sync>;
 
 // A handle from its lowest bit on: 1, which no address of an object of C has; the type; the place;
 // the turn.
@@ -95,7 +59,7 @@ pub(crate) fn new<K: Kind>(object: K) -> Result<*mut K::Handle, Failure> {
         }
     };
     let entry = &mut table.places[place];
-    entry.object = Some(K::wrap(Arc::new(object)));
+    entry.object = Some(Arc::new(object));
     let handle = entry.turn << TURN_SHIFT | place << PLACE_SHIFT | K::TAG << 1 | 1;
     Ok(std::ptr::without_provenance_mut(handle))
 }
@@ -107,9 +71,9 @@ pub(crate) fn get<K: Kind>(handle: *const K::Handle, name: &str) -> Result<Arc<K
     }
     let table = TABLE.read().unwrap_or_else(PoisonError::into_inner);
     let object = find::<K>(&table, handle.addr())
-        .and_then(|place| table.places[place].object.as_ref())
-        .and_then(K::unwrap);
-    object.map(Arc::clone).ok_or_else(|| invalid::<K>(handle, name))
+        .and_then(|place| table.places[place].object.clone())
+        .and_then(|object| object.downcast().ok());
+    object.ok_or_else(|| invalid::<K>(handle, name))
 }
 
 /// Frees a handle; the object goes with the last that uses it. NULL is fine.
@@ -141,7 +105,7 @@ fn find<K: Kind>(table: &Table, handle: usize) -> Option<usize> {
     let same = handle & 1 == 1
         && handle >> 1 & ((1 << TAG_BITS) - 1) == K::TAG
         && handle >> TURN_SHIFT == entry.turn
-        && entry.object.as_ref().and_then(K::unwrap).is_some();
+        && entry.object.as_ref().is_some_and(|object| object.is::<K>());
     same.then_some(place)
 }
 

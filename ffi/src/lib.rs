@@ -3,12 +3,12 @@
 //!
 //! | file | holds | may import |
 //! |---|---|---|
-//! | `lib.rs` | versions | – |
+//! | `lib.rs` | versions, the setting of the log callback | log, status |
 //! | `status.rs` | status codes, the last error, the wall that no panic passes | log |
-//! | `log.rs` | the log callback | status |
+//! | `log.rs` | messages for the log callback | – |
 //! | `reserve.rs` | memory for messages when there is none | – |
 //! | `arg.rs`, `options.rs` | pointers and structs from C, checked | status |
-//! | `handle.rs` | what C holds instead of objects | the objects |
+//! | `handle.rs` | what C holds instead of objects | status |
 //! | `model.rs` | `teeny_model` | handle |
 //! | `text.rs` | text to tokens and back | model |
 //! | `sampler.rs` | `teeny_sampler` | handle |
@@ -24,6 +24,7 @@
 //! "the caller's promise" for that. Objects are handles and need no such promise.
 #![allow(unsafe_code)]
 #![allow(non_camel_case_types)] // the names of C
+#![allow(clippy::missing_safety_doc)] // the header says it once for all functions
 
 #[cfg(all(panic = "abort", not(test)))]
 compile_error!("a panic must become TEENY_PANIC, so the library needs panic = \"unwind\"");
@@ -60,10 +61,13 @@ mod score;
 #[cfg(feature = "fault-injection")]
 mod fault;
 
-use std::ffi::{CString, c_char};
+use std::ffi::{CString, c_char, c_void};
 use std::sync::OnceLock;
 
 use teeny_runtime::cpu::Isa;
+
+use crate::log::{teeny_log_callback, teeny_log_level as Level};
+use crate::status::{Failure, call, teeny_status};
 
 /// Version of the interface that this header describes. The library has the same interface if
 /// `teeny_abi_version()` returns the same number.
@@ -101,4 +105,24 @@ pub extern "C" fn teeny_build_info() -> *const c_char {
         CString::new(info).unwrap_or_default()
     });
     info.as_ptr()
+}
+
+/// Sets where log messages of `level` (a teeny_log_level) and below go, for the whole process;
+/// `callback` NULL switches logging off, as it is at first. `user_data` is passed to each call, on
+/// any thread that uses teeny. A call on another thread that has begun already may still reach the
+/// callback that was set before.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn teeny_set_log_callback(
+    level: i32,
+    callback: teeny_log_callback,
+    user_data: *mut c_void,
+) -> teeny_status {
+    call(|| {
+        let known = Level::TEENY_LOG_ERROR as i32..=Level::TEENY_LOG_DEBUG as i32;
+        if callback.is_some() && !known.contains(&level) {
+            return Err(Failure::argument("level", level.to_string(), "a teeny_log_level, 1 to 4"));
+        }
+        log::set_sink(callback.map(|callback| log::Sink { level, callback, user_data }));
+        Ok(())
+    })
 }

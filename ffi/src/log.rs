@@ -4,8 +4,6 @@ use std::cell::Cell;
 use std::ffi::{c_char, c_void};
 use std::sync::{PoisonError, RwLock};
 
-use crate::status::{Failure, call, teeny_status};
-
 /// How much a message matters.
 #[repr(i32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,10 +26,10 @@ pub type teeny_log_callback = Option<
 >;
 
 #[derive(Clone, Copy)]
-struct Sink {
-    level: i32,
-    callback: unsafe extern "C" fn(*mut c_void, i32, *const c_char, usize),
-    user_data: *mut c_void,
+pub(crate) struct Sink {
+    pub(crate) level: i32,
+    pub(crate) callback: unsafe extern "C" fn(*mut c_void, i32, *const c_char, usize),
+    pub(crate) user_data: *mut c_void,
 }
 
 // SAFETY: that user_data may be used on every thread that calls teeny is the caller's promise.
@@ -45,26 +43,9 @@ thread_local! {
     static LOGGING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Sets where log messages of `level` (a teeny_log_level) and below go, for the whole process;
-/// `callback` NULL switches logging off, as it is at first. `user_data` is passed to each call, on
-/// any thread that uses teeny. A call on another thread that has begun already may still reach the
-/// callback that was set before.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn teeny_set_log_callback(
-    level: i32,
-    callback: teeny_log_callback,
-    user_data: *mut c_void,
-) -> teeny_status {
-    call(|| {
-        let known =
-            teeny_log_level::TEENY_LOG_ERROR as i32..=teeny_log_level::TEENY_LOG_DEBUG as i32;
-        if callback.is_some() && !known.contains(&level) {
-            return Err(Failure::argument("level", level.to_string(), "a teeny_log_level, 1 to 4"));
-        }
-        let sink = callback.map(|callback| Sink { level, callback, user_data });
-        *SINK.write().unwrap_or_else(PoisonError::into_inner) = sink;
-        Ok(())
-    })
+/// Where messages go from now on; `None` for nowhere.
+pub(crate) fn set_sink(sink: Option<Sink>) {
+    *SINK.write().unwrap_or_else(PoisonError::into_inner) = sink;
 }
 
 /// Hands a message to the callback, if there is one that wants it.

@@ -11,18 +11,23 @@ use std::time::Instant;
 use teeny_runtime::weights::LoadOptions;
 use teeny_runtime::{Cpu, Dtype, Error, Model, Weights};
 
-use crate::arg;
+use crate::arg::{self, teeny_text};
 use crate::handle;
 use crate::log::{log, teeny_log_level as Level};
 use crate::options::{self, Versioned};
 use crate::status::{Failure, call, call_or, teeny_status};
-use crate::text::teeny_text;
 
 /// A loaded model. Nothing changes it, so any number of threads may use one at the same time.
 pub struct teeny_model;
 
 pub(crate) struct ModelObject {
     pub(crate) model: Arc<Model<Cpu>>,
+}
+
+impl handle::Kind for ModelObject {
+    type Handle = teeny_model;
+    const NAME: &'static str = "teeny_model";
+    const TAG: usize = 1;
 }
 
 // What the comment of `teeny_model` promises.

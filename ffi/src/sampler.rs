@@ -29,6 +29,12 @@ impl SamplerObject {
     }
 }
 
+impl handle::Kind for SamplerObject {
+    type Handle = teeny_sampler;
+    const NAME: &'static str = "teeny_sampler";
+    const TAG: usize = 3;
+}
+
 /// The usual chain: penalties, top-k, top-p, min-p, temperature. `teeny_sampler_options_init` fills
 /// it with the defaults; then set what is to differ. Later versions of teeny may add members at the
 /// end, and programs built with this header go on working.

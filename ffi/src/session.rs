@@ -41,6 +41,12 @@ impl SessionObject {
     }
 }
 
+impl handle::Kind for SessionObject {
+    type Handle = teeny_session;
+    const NAME: &'static str = "teeny_session";
+    const TAG: usize = 2;
+}
+
 impl State {
     pub(crate) fn new(session: Session) -> State {
         let end_reason = teeny_end_reason::TEENY_END_NONE;

@@ -5,13 +5,12 @@ use std::sync::{Arc, Mutex};
 
 use teeny_runtime::TextStream;
 
-use crate::arg;
+use crate::arg::{self, teeny_text};
 use crate::generate::{next, read_options, sampler_or_default, teeny_generate_options};
 use crate::handle;
 use crate::sampler::{SamplerObject, teeny_sampler};
 use crate::session::{SessionObject, teeny_end_reason, teeny_session};
 use crate::status::{call, lock, teeny_status};
-use crate::text::teeny_text;
 
 /// Text that is being generated, for programs that ask for the next piece instead of being called.
 /// Used by one call at a time, on any thread; a second one at the same time fails with TEENY_BUSY.
@@ -21,6 +20,12 @@ pub(crate) struct StreamObject {
     session: Arc<SessionObject>,
     sampler: Arc<SamplerObject>,
     stream: Mutex<TextStream>,
+}
+
+impl handle::Kind for StreamObject {
+    type Handle = teeny_stream;
+    const NAME: &'static str = "teeny_stream";
+    const TAG: usize = 4;
 }
 
 /// Prepares to continue a session as `teeny_session_generate` does, with the same arguments. Nothing

@@ -2,29 +2,10 @@
 
 use std::ffi::c_char;
 
-use crate::arg;
+use crate::arg::{self, teeny_text};
 use crate::handle;
 use crate::model::{ModelObject, teeny_model};
 use crate::status::{Failure, call, teeny_status};
-
-/// Text or bytes of length `len`, without a zero byte at the end.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct teeny_text {
-    pub data: *const c_char,
-    pub len: usize,
-}
-
-impl teeny_text {
-    pub(crate) fn of(bytes: &[u8]) -> teeny_text {
-        // The address of an empty slice is none that C would expect.
-        let data = if bytes.is_empty() { c"".as_ptr() } else { bytes.as_ptr().cast() };
-        teeny_text { data, len: bytes.len() }
-    }
-}
-
-#[cfg(target_pointer_width = "64")]
-const _: () = assert!(size_of::<teeny_text>() == 16);
 
 /// The tokens of UTF-8 text of `text_len` bytes; none for none.
 ///

@@ -11,19 +11,9 @@
 use std::ops::Range;
 
 use crate::config::Ffn;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kv_cache::KvShape;
 use crate::weights::Tensor;
-
-/// `len` zeros in the host's memory, or an error where a `vec!` would end the process.
-pub(crate) fn zeros(what: &'static str, len: usize) -> Result<Vec<f32>> {
-    let mut values = Vec::new();
-    values
-        .try_reserve_exact(len)
-        .map_err(|_| Error::OutOfMemory { what, bytes: len.saturating_mul(4) })?;
-    values.resize(len, 0.0);
-    Ok(values)
-}
 
 /// The rows of one session in a forward pass, in the order of their positions.
 pub struct Span<'a, C> {

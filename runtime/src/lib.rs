@@ -7,6 +7,7 @@
 //! | module | holds | may import |
 //! |---|---|---|
 //! | [`error`] | the crate's one error type | – |
+//! | `alloc` | memory whose size comes from outside | error |
 //! | [`ini`] | INI text to (section, key, value), typed reading of keys | error |
 //! | [`config`] | [`ModelConfig`] and its enums, the sections of `config.ini` | ini |
 //! | [`tokenizer`] | text to tokens and back | error |
@@ -42,6 +43,7 @@
 //! # }
 //! ```
 
+mod alloc;
 pub mod backend;
 pub mod config;
 pub mod cpu;

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use crate::backend::{AttentionShape, Backend, Linear, NormWeights, Span, zeros};
+use crate::alloc::zeros;
+use crate::backend::{AttentionShape, Backend, Linear, NormWeights, Span};
 use crate::config::{ModelConfig, Norm, PositionalEncoding};
 use crate::error::{Error, Result};
 use crate::format::{SINUSOID_DIM, names};

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::backend::{Backend, Span, zeros};
+use crate::alloc::zeros;
+use crate::backend::{Backend, Span};
 use crate::config::PositionalEncoding;
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};

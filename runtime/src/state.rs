@@ -19,7 +19,8 @@ use std::path::Path;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::backend::{Backend, zeros};
+use crate::alloc::{reserve, zeros};
+use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::format::write_atomically;
 use crate::kv_cache::{KvShape, MAX_ROWS};
@@ -49,8 +50,7 @@ impl<B: Backend> Session<B> {
     pub fn save(&self) -> Result<Vec<u8>> {
         let len = self.saved_len();
         let mut out = Vec::new();
-        let no_memory = |_| Error::OutOfMemory { what: "a saved session", bytes: len };
-        out.try_reserve_exact(len).map_err(no_memory)?;
+        reserve(&mut out, len, "a saved session")?;
         let Sequence { n_tokens, start, cached, reach, newest } = &self.sequence;
         out.extend_from_slice(MAGIC);
         out.extend_from_slice(&self.model.fingerprint().to_le_bytes());

@@ -17,7 +17,8 @@ pub use dispatch::Isa;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::backend::{AttentionShape, Backend, Linear, NormWeights, Span, zeros};
+use crate::alloc::zeros;
+use crate::backend::{AttentionShape, Backend, Linear, NormWeights, Span};
 use crate::config::Ffn;
 use crate::error::Result;
 use crate::kv_cache::{KvShape, PAGE};

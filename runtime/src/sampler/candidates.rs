@@ -3,6 +3,7 @@
 
 use std::cmp::Ordering;
 
+use crate::alloc::reserve;
 use crate::cpu::scalar::exp;
 use crate::error::{Error, Result};
 
@@ -50,7 +51,7 @@ impl Candidates {
     /// Begins with every token whose logit is a number above -∞.
     pub(super) fn collect(&mut self, logits: &[f32]) -> Result<()> {
         self.list.clear();
-        reserve(&mut self.list, logits.len())?;
+        reserve(&mut self.list, logits.len(), "candidates")?;
         for (token, logit) in logits.iter().enumerate() {
             if *logit > f32::NEG_INFINITY {
                 let logit = finite(*logit);
@@ -255,15 +256,8 @@ pub(super) fn merge(mut biases: Vec<(u32, f32)>) -> Vec<(u32, f32)> {
 /// Zeros for `vocab_size` tokens.
 fn marks(marks: &mut Vec<u32>, vocab_size: usize) -> Result<&mut [u32]> {
     if marks.len() < vocab_size {
-        reserve(marks, vocab_size - marks.len())?;
+        reserve(marks, vocab_size - marks.len(), "candidates")?;
         marks.resize(vocab_size, 0);
     }
     Ok(marks)
-}
-
-pub(super) fn reserve<T>(list: &mut Vec<T>, more: usize) -> Result<()> {
-    list.try_reserve_exact(more).map_err(|_| Error::OutOfMemory {
-        what: "candidates",
-        bytes: more.saturating_mul(size_of::<T>()),
-    })
 }

@@ -18,6 +18,7 @@ mod tests;
 use std::collections::VecDeque;
 use std::fmt;
 
+use crate::alloc::reserve;
 use crate::error::{Error, Result};
 use candidates::Candidates;
 
@@ -182,7 +183,7 @@ impl Stage {
         match self {
             Stage::LogitBias(biases) => {
                 let mut copy = Vec::new();
-                candidates::reserve(&mut copy, biases.len())?;
+                reserve(&mut copy, biases.len(), "logit biases")?;
                 copy.extend_from_slice(biases);
                 Ok(Stage::LogitBias(copy))
             }

@@ -1,6 +1,6 @@
 //! One token for each character of the training text.
 
-use super::reserve;
+use crate::alloc::reserve;
 use crate::error::{Error, Result};
 
 /// A vocabulary of characters. The id of a character is its index.
@@ -69,7 +69,7 @@ impl CharTokenizer {
     /// and what stands around it.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let mut tokens = Vec::new();
-        reserve(&mut tokens, text.len())?;
+        reserve(&mut tokens, text.len(), "tokens")?;
         for (at, c) in text.char_indices() {
             match self.ids.binary_search_by_key(&c, |(known, _)| *known) {
                 Ok(index) => tokens.push(self.ids[index].1),

@@ -10,6 +10,7 @@ pub mod char;
 
 pub use char::CharTokenizer;
 
+use crate::alloc::reserve;
 use crate::error::{Error, Result};
 
 /// Every kind of tokenizer.
@@ -45,7 +46,7 @@ impl Tokenizer {
     pub fn decode(&self, tokens: &[u32]) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         let lengths = tokens.iter().filter_map(|token| self.token_bytes(*token)).map(<[u8]>::len);
-        reserve(&mut bytes, lengths.sum())?;
+        reserve(&mut bytes, lengths.sum(), "text")?;
         for (index, token) in tokens.iter().enumerate() {
             let token_bytes = self.token_bytes(*token).ok_or_else(|| {
                 Error::Tokenizer(format!(
@@ -107,12 +108,6 @@ impl Tokenizer {
             .map(Tokenizer::Char)
             .map_err(|found| refuse(found, "chars, each once and at least one"))
     }
-}
-
-/// Room for a result whose size a caller chooses.
-fn reserve<T>(values: &mut Vec<T>, n: usize) -> Result<()> {
-    let bytes = n.saturating_mul(size_of::<T>());
-    values.try_reserve(n).map_err(|_| Error::OutOfMemory { what: "text or tokens", bytes })
 }
 
 #[cfg(test)]

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use memmap2::Mmap;
 
-use crate::backend::zeros;
-use crate::error::{Error, Result};
+use crate::alloc::{reserve, zeros};
+use crate::error::Result;
 use crate::format::Dtype;
 
 #[cfg(target_endian = "big")]
@@ -168,9 +168,7 @@ impl AlignedBytes {
     /// Reserves memory for `capacity` bytes and touches none of it.
     pub(super) fn new(capacity: usize) -> Result<AlignedBytes> {
         let mut lines = Vec::new();
-        lines
-            .try_reserve_exact(capacity.div_ceil(64))
-            .map_err(|_| Error::OutOfMemory { what: "the model", bytes: capacity })?;
+        reserve(&mut lines, capacity.div_ceil(64), "the model")?;
         Ok(AlignedBytes { lines, len: 0 })
     }
 

@@ -21,7 +21,7 @@ use std::sync::{Arc, OnceLock};
 use half::{bf16, f16};
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::backend::zeros;
+use crate::alloc::zeros;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::format::{self, ALIGNMENT, Dtype};
