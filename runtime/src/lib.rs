@@ -19,7 +19,8 @@
 //! | [`backend`] | what a device must be able to do | kv_cache, weights |
 //! | [`cpu`] | the CPU backend | backend |
 //! | [`model`] | the forward pass, written once over [`backend::Backend`] | backend, position |
-//! | [`session`] | one sequence: prefill, decode, overflow | model |
+//! | [`session`] | one sequence: prefill, decode, rollback, fork, overflow | model |
+//! | [`state`] | sessions saved and restored | session, format |
 //! | [`sampler`] | logits to a token; knows nothing of models | cpu, for its exponential |
 //! | [`generate`](mod@generate) | text as a stream, with stop conditions | session, sampler |
 //! | [`score`](mod@score) | how likely a text is | session |
