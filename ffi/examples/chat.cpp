@@ -6,6 +6,7 @@
 // One session lasts the whole conversation, so no word of it is computed twice; when the model's
 // context is full, the session forgets the oldest words and goes on. README.md says how to build
 // it.
+#include <algorithm>
 #include <charconv>
 #include <iomanip>
 #include <iostream>
