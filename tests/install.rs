@@ -231,6 +231,28 @@ fn a_cmake_project_finds_the_moved_tree() {
     with_cmake(installed());
 }
 
+/// `ffi/examples/CMakeLists.txt`; tests/examples.rs looks at what the examples do.
+#[test]
+fn the_examples_build_against_the_installed_tree() {
+    let build = tempfile::tempdir().expect("a temporary folder");
+    run(Command::new("cmake")
+        .arg("-S")
+        .arg(root().join("ffi/examples"))
+        .arg("-B")
+        .arg(build.path())
+        .arg(format!("-DCMAKE_PREFIX_PATH={}", installed().display())));
+    run(Command::new("cmake").arg("--build").arg(build.path()));
+    let text = |program: &str| {
+        let mut program = Command::new(build.path().join(program));
+        run(program.env_remove("LD_LIBRARY_PATH").current_dir(root()))
+    };
+    let expected = text("first");
+    assert!(expected.len() >= 256);
+    for program in ["first_cpp", "embedded", "embedded_cpp"] {
+        assert_eq!(text(program), expected, "{program}");
+    }
+}
+
 #[test]
 fn a_pkg_config_project_finds_the_moved_tree() {
     with_pkg_config(installed());
