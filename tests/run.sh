@@ -4,7 +4,7 @@
 #   tests/run.sh [COPY]
 #
 # COPY is a local copy of tiny Shakespeare for data/fetch.sh, which otherwise downloads it.
-# The first run installs libtorch (large) and builds everything: about ten minutes on two cores and a
+# The first run installs libtorch (large) and builds everything: a quarter of an hour on two cores and a
 # fast connection. Each step may be run by itself.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
