@@ -437,13 +437,12 @@ fn shim_of(folder: &Path, header: &str) -> PathBuf {
     assert!(functions > 50, "{functions}");
     let (c, library) = (folder.join("shim.c"), folder.join("libteeny.so.1"));
     std::fs::write(&c, source).expect("a temporary folder");
+    // By its name in the folder, which the description then has, and not the folder's.
     run(Command::new("cc")
         .args(["-std=c99", "-g", "-O0", "-w", "-shared", "-fPIC", "-Wl,-soname,libteeny.so.1"])
-        .arg("-I")
-        .arg(folder)
-        .arg(&c)
-        .arg("-o")
-        .arg(&library));
+        .args(["-I", ".", "shim.c", "-o"])
+        .arg(&library)
+        .current_dir(folder));
     library
 }
 
