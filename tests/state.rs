@@ -161,8 +161,24 @@ fn forged_numbers_are_refused_and_allocate_no_more_than_the_bytes_justify() {
         let saved = original.save().expect("enough memory");
         let mut target = session(&model);
         let mut random = Random::new(41);
-        let hostile =
-            [0, 1, 2, 23, 24, 25, 60, 61, 127, 128, 1 << 20, 1 << 40, u64::MAX / 4, u64::MAX];
+        let hostile = [
+            0,
+            1,
+            2,
+            23,
+            24,
+            25,
+            60,
+            61,
+            127,
+            128,
+            1 << 20,
+            1 << 40,
+            u64::MAX / 4,
+            u64::MAX / 2,
+            u64::MAX - 3,
+            u64::MAX,
+        ];
         let mut restored = 0;
         for _ in 0..20_000 {
             let mut forged = saved.clone();

@@ -169,6 +169,10 @@ impl<B: Backend> Session<B> {
                 "those of a session of this model",
             )
         };
+        // No session gets that far, and no sum below overflows.
+        if s.n_tokens.max(s.reach) > usize::MAX / 4 {
+            return Err(wrong());
+        }
         let in_context = s.n_tokens.checked_sub(s.start).ok_or_else(wrong)?;
         // A cache that was cancelled before it was filled again is empty.
         let filled = s.cached == in_context || (s.cached == 0 && s.reach == in_context);
