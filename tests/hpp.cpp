@@ -136,6 +136,7 @@ void types() {
     const std::array<float, 2> array = {4, 5};
     const float plain[] = {6};
     CHECK(numbers(vector).size() == 3 && numbers(array)[1] == 5 && numbers(plain).data() == plain);
+    CHECK([](numbers of) { return of.size() == 2 && of[1] == 5; }({0, 5}));
     CHECK(numbers().empty() && numbers(vector).end() - numbers(vector).begin() == 3);
     const teeny::span<float> changeable = vector;
     CHECK(numbers(changeable).data() == vector.data());
@@ -346,7 +347,7 @@ void samplers() {
     teeny::sampler greedy = must(teeny::sampler::try_greedy());
     CHECK(must(greedy.try_sample(logits)) == 17);
     teeny::sampler chain = must(teeny::sampler::try_chain(7));
-    must(chain.try_add_logit_bias(std::array<teeny::logit_bias, 1>{{{17, -INFINITY}}}));
+    must(chain.try_add_logit_bias({{17, -INFINITY}}));
     must(chain.try_add_penalties(8, 1.25F));
     must(chain.try_add_top_k(40));
     must(chain.try_add_top_p(0.9F));
@@ -367,7 +368,7 @@ void samplers() {
           fails(chain.try_sample({}), TEENY_NULL_POINTER));
 #if THROWS
     teeny::sampler fluent = teeny::sampler::chain(7)
-                                .add_logit_bias(std::array<teeny::logit_bias, 1>{{{17, -INFINITY}}})
+                                .add_logit_bias({{17, -INFINITY}})
                                 .add_penalties(8, 1.25F)
                                 .add_top_k(40)
                                 .add_top_p(0.9F)
@@ -450,8 +451,13 @@ void sessions() {
     session.cancel();
     session.cancel(false);
     must(session.try_decode(1));
-    CHECK(fails(session.try_feed({}), TEENY_INVALID_ARGUMENT) ||
-          fails(session.try_feed({}), TEENY_NULL_POINTER));
+    CHECK(fails(session.try_feed({}), TEENY_INVALID_ARGUMENT));
+    CHECK(fails(session.try_score({}), TEENY_INVALID_ARGUMENT));
+    CHECK(fails(session.try_score({}, 3), TEENY_INVALID_ARGUMENT));
+    // 0 and 5 are tokens, not a pointer and a length.
+    teeny::session fed = must(model.try_new_session());
+    must(fed.try_feed({0, 5}));
+    CHECK(fed.position() == 2);
 #if THROWS
     session.reset();
     session.feed(tokens);
@@ -656,6 +662,23 @@ void streams() {
     }
     CHECK(status == TEENY_CONTEXT_FULL && n == static_cast<std::size_t>(pieces));
 
+    // What failed once is forgotten when the text goes on.
+    must(session.try_reset());
+    teeny::stream going_on = must(session.try_stream("A", at_most(3)));
+    must(session.try_generate("A", [&going_on](std::string_view) {
+        for (std::string_view piece : going_on) {
+            never(piece);
+        }
+        CHECK(going_on.failure().status == TEENY_BUSY);
+        return false;
+    }));
+    int later = 0;
+    for (std::string_view piece : going_on) {
+        later += piece.empty() ? 0 : 1;
+    }
+    CHECK(later == 3 && going_on.failure().status == TEENY_OK);
+    CHECK(going_on.failure().message.empty());
+
     // The interface of iterators.
     must(session.try_reset());
     teeny::stream letters = must(session.try_stream("A", at_most(3)));
@@ -776,6 +799,11 @@ void progress() {
     options.progress = [&told](float done) { told.push_back(done); };
     CHECK(must(teeny::model::try_load(model_path, options)).vocab_size() == 200);
     CHECK(told.size() >= 2 && told.front() == 0 && told.back() == 1);
+    // Nobody to tell.
+    bool (*no_function)(float) = nullptr;
+    CHECK(!teeny::progress_callback(no_function) && !teeny::progress_callback(nullptr));
+    options.progress = std::function<bool(float)>();
+    CHECK(!options.progress && must(teeny::model::try_load(model_path, options)).n_embd() == 30);
     told.clear();
     options.progress = [&told](float done) {
         told.push_back(done);

@@ -33,6 +33,7 @@
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <initializer_list>
 #include <iterator>
 #include <memory>
 #include <mutex>
@@ -186,6 +187,10 @@ class span {
                                        std::is_convertible_v<E (*)[], T (*)[]>>>
     constexpr span(C &&elements) noexcept
         : data_(std::data(elements)), size_(std::size(elements)) {}
+    /// The elements in braces, which live as long as the call that they are an argument of.
+    template <class E = T, class = std::enable_if_t<std::is_const_v<E>>>
+    constexpr span(std::initializer_list<std::remove_const_t<E>> elements) noexcept
+        : data_(std::data(elements)), size_(elements.size()) {}
 
     /// The first element.
     constexpr T *data() const noexcept { return data_; }
@@ -387,6 +392,12 @@ class handle {
 template <class F, class... Args>
 using if_callable = std::enable_if_t<std::is_invocable_v<F &, Args...>, int>;
 
+/// Whether a callable may be none: a pointer, or a std::function.
+template <class F>
+inline constexpr bool may_be_null = std::is_pointer_v<F>;
+template <class Signature>
+inline constexpr bool may_be_null<std::function<Signature>> = true;
+
 }  // namespace detail
 
 /// Any callable that is told how much of a model is loaded, from 0 to 1; false stops.
@@ -394,12 +405,20 @@ class progress_callback {
   public:
     /// Nobody is told.
     progress_callback() = default;
-    /// `callback` is told.
+    /// Nobody is told.
+    progress_callback(std::nullptr_t) noexcept {}
+    /// `callback` is told, unless it is a null pointer or an empty std::function.
     template <class F, detail::if_callable<F, float> = 0>
-    progress_callback(F callback)
-        : call_([callback = std::move(callback)](float done) mutable {
-              return detail::goes_on(callback, done);
-          }) {}
+    progress_callback(F callback) {
+        if constexpr (detail::may_be_null<F>) {
+            if (callback == nullptr) {
+                return;
+            }
+        }
+        call_ = [callback = std::move(callback)](float done) mutable {
+            return detail::goes_on(callback, done);
+        };
+    }
 
     /// Whether anybody is told.
     explicit operator bool() const noexcept { return static_cast<bool>(call_); }
@@ -715,7 +734,8 @@ class stream : public detail::handle<::teeny_stream, ::teeny_stream_free> {
         }
         return detail::view(text);
     }
-    /// Why a loop that does not throw has ended; its status is TEENY_OK if nothing failed.
+    /// Why a loop that does not throw has ended; its status is TEENY_OK if nothing failed. A piece
+    /// that comes after a failure clears it.
     const teeny::failure &failure() const noexcept { return failure_; }
     /// Why the text has ended; TEENY_END_NONE while it goes on, and for an empty handle.
     ::teeny_end_reason end_reason() const noexcept {
@@ -737,6 +757,9 @@ class stream : public detail::handle<::teeny_stream, ::teeny_stream_free> {
         result<std::string_view> piece = try_next();
         if (piece) {
             piece_ = *piece;
+            if (!piece_.empty()) {
+                failure_ = {};  // It was not the end: somebody else was using the session.
+            }
             return;
         }
 #if TEENY_HPP_THROWS
@@ -849,6 +872,9 @@ class session : public detail::handle<::teeny_session, ::teeny_session_free> {
     }
     /// Feeds tokens and says how likely each was, with the `top_n` likeliest in its place.
     result<token_scores> try_score(span<const std::uint32_t> tokens, std::size_t top_n = 0) {
+        if (tokens.empty()) {
+            return try_feed(tokens).error();
+        }
         token_scores scores;
         scores.log_probs.resize(tokens.size());
         scores.top_n = top_n;
