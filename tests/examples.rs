@@ -3,6 +3,7 @@
 //! The oracle for text is `teeny-run` with the same prompt, seed and length, for scores the softmax of
 //! the Rust interface's logits, for C++ what the C program of the same name prints.
 
+use std::fs::File;
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::os::unix::fs::symlink;
@@ -134,6 +135,28 @@ impl Example {
         }
     }
 
+    /// Text that nobody gets is a failure.
+    #[track_caller]
+    fn notices_a_full_disk(&self, args: &[&str]) {
+        for program in &self.programs {
+            let full = File::options().write(true).open("/dev/full").expect("Linux");
+            let mut command = Command::new(program);
+            command.args(args).current_dir(root()).stdin(Stdio::piped()).stdout(full);
+            let mut child = command.stderr(Stdio::null()).spawn().expect("it starts");
+            let _ = child.stdin.take().expect("a pipe").write_all(b"Who is Juliet?\n");
+            let status = child.wait().expect("it ends");
+            assert_eq!(status.code(), Some(1), "{} {args:?}", program.display());
+        }
+    }
+
+    /// What is no number is refused in the place of the last of `args`.
+    #[track_caller]
+    fn refuses_what_is_no_number(&self, args: &[&str]) {
+        for wrong in ["", "x", "-1", "+1", " 1", "1 ", "1x", "99999999999999999999"] {
+            self.fails(&[args, &[wrong]].concat(), 2, "usage: ");
+        }
+    }
+
     /// What every example that takes a model does about a wrong one. `rest` follows the model.
     #[track_caller]
     fn refuses_what_is_no_model(&self, rest: &[&str]) {
@@ -223,8 +246,9 @@ fn generate_prints_what_teeny_run_prints() {
     example.refuses_what_is_no_model(&["O"]);
     example.fails(&[&model, "wh\u{e4}t"], 1, "U+00E4");
     example.fails(&[&model, ""], 1, ": ");
-    example.fails(&[&model, "O", "few"], 2, "usage: ");
-    example.fails(&[&model, "O", "1", "x"], 2, "usage: ");
+    example.refuses_what_is_no_number(&[&model, "O"]);
+    example.refuses_what_is_no_number(&[&model, "O", "1"]);
+    example.notices_a_full_disk(&[&model, "O"]);
 }
 
 /// Nothing but the program: it is linked with the static library and runs in an empty folder.
@@ -240,8 +264,9 @@ fn embedded_needs_no_file() {
         assert!(!text(&needs.stdout).contains("libteeny"), "the library is inside");
     }
     assert_eq!(example.prints(&[]), teeny_run("ROMEO:", 256, 0, &[]));
-    example.fails(&["many"], 2, "usage: ");
+    example.refuses_what_is_no_number(&[]);
     example.fails(&["1", "2"], 2, "usage: ");
+    example.notices_a_full_disk(&[]);
 }
 
 #[test]
@@ -258,6 +283,7 @@ fn pull_ends_with_the_paragraph() {
     }
     example.refuses_what_is_no_model(&["O"]);
     example.fails(&[&model, "wh\u{e4}t"], 1, "U+00E4");
+    example.notices_a_full_disk(&[&model, "O"]);
 }
 
 #[test]
@@ -282,7 +308,9 @@ fn characters_share_their_prompt() {
     assert_eq!(example.run(&[&model, "ROMEO:", "1", "5"], "").status.code(), Some(0));
     example.refuses_what_is_no_model(&["O", "2"]);
     example.fails(&[&model, "O", "0"], 2, "usage: ");
-    example.fails(&[&model, "O", "two"], 2, "usage: ");
+    example.refuses_what_is_no_number(&[&model, "O"]);
+    example.refuses_what_is_no_number(&[&model, "O", "2"]);
+    example.notices_a_full_disk(&[&model, "O", "2"]);
     example.fails(&[&model, "wh\u{e4}t", "2"], 1, "U+00E4");
 }
 
@@ -365,7 +393,9 @@ fn score_agrees_with_the_logits() {
     example.fails(&[&shakespeare(), "wh\u{e4}t"], 1, "U+00E4");
     example.fails(&[&shakespeare(), "O"], 1, ": ");
     example.fails(&[&shakespeare(), ""], 1, ": ");
-    example.fails(&[&shakespeare(), "To", "-x"], 2, "usage: ");
+    example.fails(&[&shakespeare(), "To", "1001"], 2, "usage: ");
+    example.refuses_what_is_no_number(&[&shakespeare(), "To"]);
+    example.notices_a_full_disk(&[&shakespeare(), "To"]);
 }
 
 /// What a Rust session answers to each line, and its position in the end.
@@ -437,7 +467,8 @@ fn chat_keeps_one_session() {
     let output = example.run(&[path.to_str().expect("UTF-8")], "Who is Juliet?\nPeace!\n");
     assert_eq!(text(&output.stdout), expected);
     example.refuses_what_is_no_model(&[]);
-    example.fails(&[&model, "x"], 2, "usage: ");
+    example.refuses_what_is_no_number(&[&model]);
+    example.notices_a_full_disk(&[&model]);
 }
 
 /// It prints a beginning of the text and then one end of line.
@@ -465,7 +496,8 @@ fn background_prints_a_beginning_and_ends_in_time() {
     let tsan = Example::with("background", &["-fsanitize=thread"], true);
     prints_a_beginning(&tsan, "10");
     example.refuses_what_is_no_model(&["O"]);
-    example.fails(&[&shakespeare(), "O", "x"], 2, "usage: ");
+    example.refuses_what_is_no_number(&[&shakespeare(), "O"]);
+    example.notices_a_full_disk(&[&shakespeare(), "O", "10"]);
     for program in &example.programs {
         let output = run_in(&root(), program, &[&shakespeare(), "wh\u{e4}t", "600"], "");
         let said = text(&output.stderr);

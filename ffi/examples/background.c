@@ -18,6 +18,15 @@
 
 enum { FRAME_NS = 1000000000 / 60, SECOND_NS = 1000000000 };
 
+/* Reads a number that is the whole text. */
+static int read_number(const char *text, unsigned long *number) {
+    char *end;
+
+    errno = 0;
+    *number = strtoul(text, &end, 10);
+    return *text >= '0' && *text <= '9' && *end == 0 && errno == 0;
+}
+
 /* What both threads use. The mutex guards everything below it. */
 typedef struct {
     teeny_session *session;
@@ -90,8 +99,8 @@ static int before(const struct timespec *a, const struct timespec *b) {
     return a->tv_sec != b->tv_sec ? a->tv_sec < b->tv_sec : a->tv_nsec < b->tv_nsec;
 }
 
-/* The main loop: 60 frames a second. Returns how many of `frames` were late. */
-static unsigned long run(shared_state *shared, unsigned long frames) {
+/* The main loop: 60 frames a second. */
+static void run(shared_state *shared, unsigned long frames) {
     char text[sizeof shared->text];
     struct timespec deadline, now;
     unsigned long frame, late = 0;
@@ -118,7 +127,6 @@ static unsigned long run(shared_state *shared, unsigned long frames) {
         }
     }
     fprintf(stderr, "%lu frames, %lu of them late\n", frame, late);
-    return late;
 }
 
 /* Runs the loop beside a generating thread, and stops that in the end. */
@@ -150,6 +158,10 @@ static int run_beside(shared_state *shared, unsigned long frames) {
         return 1;
     }
     fprintf(stderr, "cancelled after %zu tokens\n", teeny_session_position(shared->session));
+    if (fflush(stdout) != 0 || ferror(stdout)) {
+        fprintf(stderr, "not all could be printed\n");
+        return 1;
+    }
     return 0;
 }
 
@@ -158,13 +170,9 @@ int main(int argc, char **argv) {
     teeny_model *model = NULL;
     teeny_status status;
     unsigned long frames = 120;
-    char *end = "";
     int failed = 1;
 
-    if (argc == 4) {
-        frames = strtoul(argv[3], &end, 10);
-    }
-    if (argc < 3 || argc > 4 || *end != 0) {
+    if (argc < 3 || argc > 4 || (argc == 4 && !read_number(argv[3], &frames))) {
         fprintf(stderr, "usage: %s MODEL PROMPT [FRAMES]\n", argv[0]);
         return 2;
     }

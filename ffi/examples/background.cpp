@@ -84,6 +84,17 @@ static void run(hand_over &text, std::size_t frames) {
     std::cerr << frame << " frames, " << late << " of them late\n";
 }
 
+/// Ends generating, which may be computing, or waiting for room.
+struct stop_at_end {
+    teeny::session &session;
+    hand_over &text;
+
+    ~stop_at_end() {
+        session.cancel();
+        text.close();
+    }
+};
+
 /// Runs the loop beside a generating thread, and stops that in the end.
 static void run_beside(teeny::session &session, std::string_view prompt, std::size_t frames) {
     hand_over text;
@@ -96,11 +107,11 @@ static void run_beside(teeny::session &session, std::string_view prompt, std::si
         const auto put = [&](std::string_view piece) { return text.put(piece); };
         session.generate(prompt, put, options);
     });
-    run(text, frames);
-
-    // It may be computing, or waiting for room: end both.
-    session.cancel();
-    text.close();
+    {
+        // However the loop ends: nothing else would end the other thread.
+        const stop_at_end stop{session, text};
+        run(text, frames);
+    }
     generated.wait();
     std::cout << text.take() << '\n';
     try {
@@ -128,4 +139,5 @@ int main(int argc, char **argv) {
         std::cerr << argv[0] << ": " << error.what() << '\n';
         return 1;
     }
+    return std::cout.flush() ? 0 : 1;
 }

@@ -5,11 +5,21 @@
  * A fork costs almost nothing: it shares the keys and values of what it has in common with the
  * session that it comes from, in blocks of 64 tokens. README.md says how to build it.
  */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "teeny.h"
+
+/* Reads a number that is the whole text. */
+static int read_number(const char *text, unsigned long *number) {
+    char *end;
+
+    errno = 0;
+    *number = strtoul(text, &end, 10);
+    return *text >= '0' && *text <= '9' && *end == 0 && errno == 0;
+}
 
 /* Prints a piece of text as soon as it is there; stops when nobody reads it any more. */
 static int32_t print(void *user_data, const char *text, size_t len) {
@@ -101,15 +111,9 @@ int main(int argc, char **argv) {
     teeny_session *begin = NULL;
     teeny_status status;
     unsigned long n = 0, max_tokens = 256;
-    char *end_n = "", *end_max = "";
 
-    if (argc > 3) {
-        n = strtoul(argv[3], &end_n, 10);
-    }
-    if (argc > 4) {
-        max_tokens = strtoul(argv[4], &end_max, 10);
-    }
-    if (argc < 4 || argc > 5 || *end_n != 0 || *end_max != 0 || n < 1 || n > 10000) {
+    if (argc < 4 || argc > 5 || !read_number(argv[3], &n) || n < 1 || n > 10000 ||
+        (argc > 4 && !read_number(argv[4], &max_tokens))) {
         fprintf(stderr, "usage: %s MODEL PROMPT N [MAX_TOKENS]\n", argv[0]);
         return 2;
     }

@@ -9,6 +9,7 @@
  */
 #define _POSIX_C_SOURCE 200809L /* getline */
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,6 +20,15 @@
 static const char YOU[] = "FIRST LORD:\n";
 static const char ANSWER[] = "ROMEO:\n";
 static const char END_OF_SPEECH[] = "\n\n";
+
+/* Reads a number that is the whole text. */
+static int read_number(const char *text, unsigned long *number) {
+    char *end;
+
+    errno = 0;
+    *number = strtoul(text, &end, 10);
+    return *text >= '0' && *text <= '9' && *end == 0 && errno == 0;
+}
 
 /* Prints a piece of text as soon as it is there; stops when nobody reads it any more. */
 static int32_t print(void *user_data, const char *text, size_t len) {
@@ -96,17 +106,15 @@ int main(int argc, char **argv) {
     teeny_sampler_options sampling;
     teeny_session_stats stats;
     teeny_status status;
-    char *end = "";
+    unsigned long seed = 0;
 
-    status = teeny_sampler_options_init(&sampling, sizeof sampling);
-    if (argc == 3) {
-        sampling.seed = strtoull(argv[2], &end, 10);
-    }
-    if (argc < 2 || argc > 3 || *end != 0) {
+    if (argc < 2 || argc > 3 || (argc == 3 && !read_number(argv[2], &seed))) {
         fprintf(stderr, "usage: %s MODEL [SEED]\n", argv[0]);
         return 2;
     }
+    status = teeny_sampler_options_init(&sampling, sizeof sampling);
     if (status == TEENY_OK) {
+        sampling.seed = seed;
         status = teeny_model_load(argv[1], NULL, &model);
     }
     if (status == TEENY_OK) {
@@ -122,8 +130,9 @@ int main(int argc, char **argv) {
         status = teeny_session_get_stats(session, &stats, sizeof stats);
     }
     if (status == TEENY_OK) {
+        double seconds = (double)stats.decode_ns / 1e9;
         fprintf(stderr, "\n%zu tokens, %.0f tok/s\n", teeny_session_position(session),
-                stats.decode_ns == 0 ? 0 : stats.decode_tokens * 1e9 / stats.decode_ns);
+                seconds > 0 ? (double)stats.decode_tokens / seconds : 0);
     } else {
         fprintf(stderr, "%s: %s: %s\n", argv[0], teeny_status_name(status), teeny_last_error());
     }

@@ -9,6 +9,7 @@
  *
  * Another model: -DMODEL_FILE='"path/of/the.safetensors"'.
  */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -39,6 +40,15 @@ __asm__(".pushsection " READ_ONLY "\n"
         ".popsection\n");
 extern const unsigned char embedded_model[], embedded_model_end[];
 
+/* Reads a number that is the whole text. */
+static int read_number(const char *text, unsigned long *number) {
+    char *end;
+
+    errno = 0;
+    *number = strtoul(text, &end, 10);
+    return *text >= '0' && *text <= '9' && *end == 0 && errno == 0;
+}
+
 static int32_t print(void *user_data, const char *text, size_t len) {
     FILE *file = user_data;
     return fwrite(text, 1, len, file) != len || fflush(file) != 0;
@@ -47,17 +57,16 @@ static int32_t print(void *user_data, const char *text, size_t len) {
 int main(int argc, char **argv) {
     teeny_model *model = NULL;
     teeny_generate_options options;
-    teeny_status status = teeny_generate_options_init(&options, sizeof options);
-    char *end = "";
+    teeny_status status;
+    unsigned long max_tokens = 256;
 
-    if (argc == 2) {
-        options.max_tokens = strtoul(argv[1], &end, 10);
-    }
-    if (argc > 2 || *end != 0) {
+    if (argc > 2 || (argc == 2 && !read_number(argv[1], &max_tokens))) {
         fprintf(stderr, "usage: %s [MAX_TOKENS]\n", argv[0]);
         return 2;
     }
+    status = teeny_generate_options_init(&options, sizeof options);
     if (status == TEENY_OK) {
+        options.max_tokens = max_tokens;
         /* Nothing to release: the memory is there as long as the program. */
         status = teeny_model_load_memory(embedded_model,
                                          (size_t)(embedded_model_end - embedded_model), NULL, NULL,

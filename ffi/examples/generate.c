@@ -4,11 +4,21 @@
  *
  * README.md says how to build it.
  */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "teeny.h"
+
+/* Reads a number that is the whole text. */
+static int read_number(const char *text, unsigned long *number) {
+    char *end;
+
+    errno = 0;
+    *number = strtoul(text, &end, 10);
+    return *text >= '0' && *text <= '9' && *end == 0 && errno == 0;
+}
 
 /* Prints a piece of text as soon as it is there; stops when nobody reads it any more. */
 static int32_t print(void *user_data, const char *text, size_t len) {
@@ -22,15 +32,9 @@ int main(int argc, char **argv) {
     teeny_generate_options options;
     teeny_status status;
     unsigned long max_tokens = 256, seed = 0;
-    char *end_max = "", *end_seed = "";
 
-    if (argc > 3) {
-        max_tokens = strtoul(argv[3], &end_max, 10);
-    }
-    if (argc > 4) {
-        seed = strtoul(argv[4], &end_seed, 10);
-    }
-    if (argc < 3 || argc > 5 || *end_max != 0 || *end_seed != 0) {
+    if (argc < 3 || argc > 5 || (argc > 3 && !read_number(argv[3], &max_tokens)) ||
+        (argc > 4 && !read_number(argv[4], &seed))) {
         fprintf(stderr, "usage: %s MODEL PROMPT [MAX_TOKENS [SEED]]\n", argv[0]);
         return 2;
     }

@@ -4,12 +4,22 @@
  *
  * README.md says how to build it.
  */
+#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "teeny.h"
+
+/* Reads a number that is the whole text. */
+static int read_number(const char *text, unsigned long *number) {
+    char *end;
+
+    errno = 0;
+    *number = strtoul(text, &end, 10);
+    return *text >= '0' && *text <= '9' && *end == 0 && errno == 0;
+}
 
 /* Prints a token in quotes, on one line whatever is in it. */
 static teeny_status print_token(const teeny_model *model, uint32_t token) {
@@ -109,12 +119,8 @@ int main(int argc, char **argv) {
     teeny_model *model = NULL;
     teeny_status status;
     unsigned long top_n = 3;
-    char *end = "";
 
-    if (argc == 4) {
-        top_n = strtoul(argv[3], &end, 10);
-    }
-    if (argc < 3 || argc > 4 || *end != 0 || top_n > 1000) {
+    if (argc < 3 || argc > 4 || (argc == 4 && !read_number(argv[3], &top_n)) || top_n > 1000) {
         fprintf(stderr, "usage: %s MODEL TEXT [TOP_N]\n", argv[0]);
         return 2;
     }
@@ -125,5 +131,9 @@ int main(int argc, char **argv) {
         fprintf(stderr, "%s: %s\n", teeny_status_name(status), teeny_last_error());
     }
     teeny_model_free(model);
+    if (fflush(stdout) != 0 || ferror(stdout)) {
+        fprintf(stderr, "not all could be printed\n");
+        return 1;
+    }
     return status == TEENY_OK ? 0 : 1;
 }

@@ -74,4 +74,5 @@ int main(int argc, char **argv) {
         std::cerr << argv[0] << ": " << error.what() << '\n';
         return 1;
     }
+    return std::cout.flush() ? 0 : 1;
 }
