@@ -4,7 +4,9 @@ use std::ffi::{c_char, c_void};
 use std::mem::offset_of;
 use std::ptr;
 
-use teeny_runtime::{EndReason, Error, GenerateOptions, Overflow, Sampler, Session, TextStream};
+use teeny_runtime::{
+    AnySession, EndReason, Error, GenerateOptions, Overflow, Sampler, TextStream, on_device,
+};
 
 use crate::arg::{self, teeny_text};
 use crate::handle;
@@ -148,7 +150,7 @@ pub unsafe extern "C" fn teeny_generate(
             return Err(Failure::argument("prompt", "no text", "at least one character"));
         }
         let prompt = model.model.tokenizer().encode(prompt)?;
-        let mut state = State::new(Session::new(&model.model, Overflow::Slide)?);
+        let mut state = State::new(AnySession::new(&model.model, Overflow::Slide)?);
         let mut stream = TextStream::new(prompt, options);
         run(&mut state, &mut sampler, &mut stream, |text| {
             // SAFETY: that it is a function of this type is the caller's promise; the text lives
@@ -218,14 +220,28 @@ fn run(
     stream: &mut TextStream,
     mut callback: impl FnMut(&[u8]) -> i32,
 ) -> Result<(), Failure> {
-    while let Some(text) = next(state, sampler, stream)? {
-        let answer = callback(text);
-        if answer != 0 {
-            state.end_reason = teeny_end_reason::TEENY_END_CANCELLED;
-            return Err(Failure::cancelled(answer));
+    // Nobody else has the session before this function returns.
+    stream.run_ahead();
+    let mut result = Ok(());
+    loop {
+        match next(state, sampler, stream) {
+            Ok(Some(text)) => {
+                let answer = callback(text);
+                if answer != 0 {
+                    state.end_reason = teeny_end_reason::TEENY_END_CANCELLED;
+                    result = Err(Failure::cancelled(answer));
+                    break;
+                }
+            }
+            Ok(None) => break,
+            Err(failure) => {
+                result = Err(failure);
+                break;
+            }
         }
     }
-    Ok(())
+    let settled = on_device!(AnySession, &mut state.session, s => stream.settle(s));
+    result.and(settled.map_err(Failure::from))
 }
 
 /// The next piece of a stream, keeping the session's account of it.
@@ -235,7 +251,9 @@ pub(crate) fn next<'a>(
     stream: &'a mut TextStream,
 ) -> Result<Option<&'a [u8]>, Failure> {
     let had_ended = stream.end_reason().is_some();
-    let result = stream.next(&mut state.session, sampler).map(|piece| piece.is_some());
+    let result = on_device!(AnySession, &mut state.session, s => {
+        stream.next(s, sampler).map(|piece| piece.is_some())
+    });
     state.end_reason = stream.end_reason().into();
     state.first_token_time = stream.first_token_time();
     if result? {

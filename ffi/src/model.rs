@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use teeny_runtime::weights::LoadOptions;
-use teeny_runtime::{Cpu, Dtype, Error, Model, Weights};
+use teeny_runtime::{AnyModel, Device, Dtype, Error, Weights};
 
 use crate::arg::{self, teeny_text};
 use crate::handle;
@@ -21,7 +21,7 @@ use crate::status::{Failure, call, call_or, teeny_status};
 pub struct teeny_model;
 
 pub(crate) struct ModelObject {
-    pub(crate) model: Arc<Model<Cpu>>,
+    pub(crate) model: AnyModel,
 }
 
 impl handle::Kind for ModelObject {
@@ -67,9 +67,10 @@ pub type teeny_release_callback =
 pub struct teeny_model_options {
     /// `sizeof(teeny_model_options)`, which says which members are there.
     pub size: usize,
-    /// Where the model runs, ending in a zero byte: "cpu", or "auto" for the best device that this
-    /// build and this machine have; NULL is "auto". "cuda" and "cuda:N" give TEENY_UNSUPPORTED in this
-    /// version. Default NULL.
+    /// Where the model runs, ending in a zero byte: "cpu"; "cuda" or "cuda:N" for an NVIDIA GPU, N
+    /// counting from 0, TEENY_UNSUPPORTED if it is not there; "auto" for the first GPU if it can run the
+    /// model, else the CPU; NULL is "cpu", which gives the same bits everywhere and is in no other
+    /// program's way. Default NULL.
     pub device: *const c_char,
     /// Default NULL: nobody is told.
     pub progress: teeny_progress_callback,
@@ -126,32 +127,22 @@ impl teeny_model_options {
         let options = unsafe { options::read(options, defaults) }?;
         options::check_reserved(options.reserved)?;
         // SAFETY: the caller's promise.
-        unsafe { options.check_device() }?;
+        unsafe { options.device() }?;
         Ok(options)
     }
 
     /// # Safety
     /// `device` is NULL or points to text that ends in a zero byte.
-    unsafe fn check_device(&self) -> Result<(), Failure> {
+    unsafe fn device(&self) -> Result<Device, Failure> {
         if self.device.is_null() {
-            return Ok(());
+            return Ok(Device::Cpu);
         }
         // SAFETY: the caller's promise.
         let device = unsafe { arg::terminated_text(self.device, "options.device") }?;
-        let index = device.strip_prefix("cuda:").map(|index| index.parse::<u16>());
-        match (device, index) {
-            ("auto" | "cpu", _) => Ok(()),
-            ("cuda", _) | (_, Some(Ok(_))) => Err(Failure::new(
-                teeny_status::TEENY_UNSUPPORTED,
-                format!(
-                    "options.device: found {device:?}, expected cpu or auto: this build has no CUDA"
-                ),
-            )),
-            (_, Some(Err(_)) | None) => {
-                let expected = "cpu, cuda, cuda:N or auto";
-                Err(Failure::argument("options.device", format!("{device:?}"), expected))
-            }
-        }
+        device.parse().map_err(|_| {
+            let expected = "cpu, cuda, cuda:N or auto";
+            Failure::argument("options.device", format!("{device:?}"), expected)
+        })
     }
 
     fn load_options(&self) -> Result<LoadOptions, Failure> {
@@ -321,6 +312,8 @@ fn load(
     weights: impl FnOnce(&mut dyn FnMut(f32) -> ControlFlow<()>) -> teeny_runtime::Result<Weights>,
 ) -> Result<ModelObject, Failure> {
     let start = Instant::now();
+    // SAFETY: `options` were read, which has checked it, and are the caller's as long as this runs.
+    let device = unsafe { options.device() }?;
     let mut answer = 0;
     let weights = weights(&mut |done| {
         if let Some(progress) = options.progress {
@@ -338,13 +331,13 @@ fn load(
         let failure = Failure::from(error);
         if damaged { failure.with_context(from) } else { failure }
     })?;
-    let model = Arc::new(Model::load(Cpu::new(), &weights)?);
+    let model = AnyModel::load(device, &weights)?;
     log(Level::TEENY_LOG_INFO, || {
         format!(
-            "loaded {from}: {} parameters, {} bytes, cpu ({}), {:.1} ms",
+            "loaded {from}: {} parameters, {} bytes, {}, {:.1} ms",
             model.n_params(),
             model.n_bytes(),
-            model.backend().isa().name(),
+            model.describe(),
             start.elapsed().as_secs_f64() * 1e3
         )
     });
@@ -378,14 +371,14 @@ pub unsafe extern "C" fn teeny_model_n_embd(model: *const teeny_model) -> usize 
 /// Number of parameters. 0 for what is no model.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn teeny_model_n_params(model: *const teeny_model) -> usize {
-    get(model, Model::n_params)
+    get(model, AnyModel::n_params)
 }
 
 /// Bytes of the weights, whether they are mapped, the caller's or teeny's own. 0 for what is no
 /// model.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn teeny_model_memory_used(model: *const teeny_model) -> usize {
-    get(model, Model::n_bytes)
+    get(model, AnyModel::n_bytes)
 }
 
 /// Number of entries of the file's metadata: its configuration, its vocabulary, where it comes from.
@@ -450,6 +443,6 @@ pub unsafe extern "C" fn teeny_model_metadata_get(
     })
 }
 
-fn get(model: *const teeny_model, value: impl FnOnce(&Model<Cpu>) -> usize) -> usize {
+fn get(model: *const teeny_model, value: impl FnOnce(&AnyModel) -> usize) -> usize {
     call_or(0, || Ok(value(&handle::get::<ModelObject>(model, "model")?.model)))
 }

@@ -3,7 +3,7 @@
 use std::ffi::c_char;
 use std::mem::offset_of;
 
-use teeny_runtime::{Overflow, Session, score};
+use teeny_runtime::{AnySession, Overflow, TokenScore, on_device, score};
 
 use crate::arg;
 use crate::handle;
@@ -51,7 +51,7 @@ pub unsafe extern "C" fn teeny_session_score(
             ));
         }
         let mut state = session.lock()?;
-        score(&mut state.session, tokens, top_n, &mut |token| {
+        let on_token = &mut |token: TokenScore<'_>| {
             log_probs.write(token.index, token.log_prob.map_or(f32::NAN, |p| p as f32));
             if let Some((tokens, log_probs)) = &mut top {
                 let found = token.top.iter().map(|(token, p)| (*token, *p as f32));
@@ -61,7 +61,8 @@ pub unsafe extern "C" fn teeny_session_score(
                     log_probs.write(token.index * top_n + i, p);
                 }
             }
-        })?;
+        };
+        on_device!(AnySession, &mut state.session, s => score(s, tokens, top_n, on_token))?;
         Ok(())
     })
 }
@@ -120,8 +121,10 @@ pub unsafe extern "C" fn teeny_score_text(
             let found = format!("{} tokens", tokens.len());
             return Err(Failure::argument("text", found, "at least two"));
         }
-        let mut session = Session::new(&model.model, Overflow::Slide)?;
-        let total = teeny_runtime::score(&mut session, &tokens, 0, &mut |_| {})?;
+        let mut session = AnySession::new(&model.model, Overflow::Slide)?;
+        let total = on_device!(AnySession, &mut session, s => {
+            teeny_runtime::score(s, &tokens, 0, &mut |_| {})
+        })?;
         out.write(|size| teeny_score {
             size,
             n_tokens: tokens.len(),

@@ -4,7 +4,7 @@ use std::mem::offset_of;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use teeny_runtime::{CancelFlag, EndReason, Overflow, Session};
+use teeny_runtime::{AnySession, CancelFlag, EndReason, Overflow};
 
 use crate::arg;
 use crate::handle;
@@ -25,13 +25,13 @@ pub(crate) struct SessionObject {
 }
 
 pub(crate) struct State {
-    pub(crate) session: Session,
+    pub(crate) session: AnySession,
     pub(crate) first_token_time: Option<Duration>,
     pub(crate) end_reason: teeny_end_reason,
 }
 
 impl SessionObject {
-    fn new(model: Arc<ModelObject>, session: Session) -> SessionObject {
+    fn new(model: Arc<ModelObject>, session: AnySession) -> SessionObject {
         let cancel = session.cancel_flag().clone();
         SessionObject { model, cancel, state: Mutex::new(State::new(session)) }
     }
@@ -48,7 +48,7 @@ impl handle::Kind for SessionObject {
 }
 
 impl State {
-    pub(crate) fn new(session: Session) -> State {
+    pub(crate) fn new(session: AnySession) -> State {
         let end_reason = teeny_end_reason::TEENY_END_NONE;
         State { session, first_token_time: None, end_reason }
     }
@@ -217,7 +217,7 @@ pub unsafe extern "C" fn teeny_session_new(
         // SAFETY: the caller's promise.
         let options = unsafe { options::read(options, defaults) }?;
         options::check_reserved(options.reserved)?;
-        let mut session = Session::new(&model.model, options.overflow()?)?;
+        let mut session = AnySession::new(&model.model, options.overflow()?)?;
         if options.reserve > 0 {
             session.reserve(options.reserve)?;
         }
@@ -284,7 +284,7 @@ pub unsafe extern "C" fn teeny_session_logits(
     len: *mut usize,
 ) -> teeny_status {
     // SAFETY: the caller's promise.
-    unsafe { borrow(session, logits, "logits", len, Session::logits) }
+    unsafe { borrow(session, logits, "logits", len, AnySession::logits) }
 }
 
 /// The last token's hidden state after the final norm, from which the logits are made: an embedding
@@ -299,7 +299,7 @@ pub unsafe extern "C" fn teeny_session_hidden(
     len: *mut usize,
 ) -> teeny_status {
     // SAFETY: the caller's promise.
-    unsafe { borrow(session, hidden, "hidden", len, Session::hidden) }
+    unsafe { borrow(session, hidden, "hidden", len, AnySession::hidden) }
 }
 
 /// # Safety
@@ -309,7 +309,7 @@ unsafe fn borrow(
     values: *mut *const f32,
     name: &str,
     len: *mut usize,
-    of: fn(&Session) -> &[f32],
+    of: fn(&AnySession) -> &[f32],
 ) -> teeny_status {
     call(|| {
         let session = handle::get::<SessionObject>(session, "session")?;
@@ -327,7 +327,7 @@ unsafe fn borrow(
     })
 }
 
-fn check_not_empty(session: &Session) -> Result<(), Failure> {
+fn check_not_empty(session: &AnySession) -> Result<(), Failure> {
     if session.n_tokens() > 0 {
         return Ok(());
     }

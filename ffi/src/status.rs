@@ -50,9 +50,12 @@ pub enum teeny_status {
     TEENY_UNSUPPORTED = 15,
     /// A saved session of another model.
     TEENY_MISMATCH = 16,
+    /// A GPU failed while it was in use. What it was doing has not happened; if the device is lost, so
+    /// are the models and sessions on it, each of whose calls gives this status until they are freed.
+    TEENY_DEVICE = 17,
 }
 
-const NAMES: [&CStr; 17] = [
+const NAMES: [&CStr; 18] = [
     c"TEENY_OK",
     c"TEENY_INVALID_ARGUMENT",
     c"TEENY_NULL_POINTER",
@@ -70,6 +73,7 @@ const NAMES: [&CStr; 17] = [
     c"TEENY_NOT_FOUND",
     c"TEENY_UNSUPPORTED",
     c"TEENY_MISMATCH",
+    c"TEENY_DEVICE",
 ];
 
 /// Name of a status, such as "TEENY_IO", ending in a zero byte; "unknown status" for a number that
@@ -140,6 +144,8 @@ impl From<Error> for Failure {
             Error::ContextFull { .. } => teeny_status::TEENY_CONTEXT_FULL,
             Error::Argument { .. } => teeny_status::TEENY_INVALID_ARGUMENT,
             Error::OutOfMemory { .. } => teeny_status::TEENY_OUT_OF_MEMORY,
+            Error::NoDevice { .. } => teeny_status::TEENY_UNSUPPORTED,
+            Error::Device { .. } => teeny_status::TEENY_DEVICE,
             Error::Cancelled => teeny_status::TEENY_CANCELLED,
             _ => teeny_status::TEENY_OTHER,
         };

@@ -1,19 +1,23 @@
 //! What a device must be able to do for [`Model::forward`](crate::model::Model::forward): about ten
 //! operations at the granularity of a transformer, each with the name that its kernels have.
 //!
-//! An operation works on T rows at once: a prompt is T rows of one session, a decode step is one
-//! row, a batch is one row of each of several sessions. [`Span`]s say which rows belong to whom;
-//! only operations that depend on positions look at them.
+//! An operation works on the rows of a *pass*: a prompt is T rows of one session, a decode step is
+//! one row, a batch is one row of each of several sessions. [`Span`]s say which rows belong to whom;
+//! only operations that depend on positions look at them. [`Backend::begin`] brings what differs from
+//! pass to pass to the device, so that the operations themselves can be recorded and replayed
+//! ([`Backend::run`]).
 //!
-//! Every row's result must depend on that row alone and be accumulated in a fixed order, so that a
-//! prompt in one piece, in many pieces, or in a batch gives the same bits.
+//! Every row's result must depend on that row alone and be accumulated in a fixed order. On the CPU a
+//! prompt in one piece, in many pieces, or in a batch gives the same bits; on CUDA single rows and
+//! many rows are different products, which agree to rounding.
 
 use std::ops::Range;
 
-use crate::config::Ffn;
+use crate::config::{Ffn, ModelConfig};
 use crate::error::Result;
 use crate::kv_cache::KvShape;
-use crate::weights::Tensor;
+use crate::sampler::DrawOptions;
+use crate::weights::{Tensor, Weights};
 
 /// The rows of one session in a forward pass, in the order of their positions.
 pub struct Span<'a, C> {
@@ -45,6 +49,62 @@ pub struct Linear<B: Backend> {
     pub bias: Option<B::Vector>,
 }
 
+/// From tokens to the residual.
+pub struct Embedding<B: Backend> {
+    /// (vocab_size, n_embd)
+    pub tokens: B::Matrix,
+    /// What is added for the position.
+    pub position: PositionWeights<B>,
+}
+
+/// What the embedding adds for a row's position.
+pub enum PositionWeights<B: Backend> {
+    /// Nothing: positions count in attention, or not at all.
+    None,
+    /// The pass's encoding. (n_embd)
+    Encoding,
+    /// A row of the table. (max_seq_len or more, n_embd)
+    Table(B::Matrix),
+    /// A linear map of the pass's encoding.
+    Map(Linear<B>),
+}
+
+/// Weights of one layer's attention.
+pub struct AttentionWeights<B: Backend> {
+    /// Before the projections.
+    pub norm: Option<NormWeights<B::Vector>>,
+    /// (n_embd, n_embd)
+    pub q_proj: Linear<B>,
+    /// (kv_dim, n_embd)
+    pub k_proj: Linear<B>,
+    /// (kv_dim, n_embd)
+    pub v_proj: Linear<B>,
+    /// (n_embd, n_embd)
+    pub o_proj: Linear<B>,
+}
+
+/// Weights of one layer's FFN.
+pub struct FfnWeights<B: Backend> {
+    /// Before the projections.
+    pub norm: Option<NormWeights<B::Vector>>,
+    /// The activation.
+    pub kind: Ffn,
+    /// SwiGLU only. (ffn_dim, n_embd)
+    pub gate_proj: Option<Linear<B>>,
+    /// (ffn_dim, n_embd)
+    pub up_proj: Linear<B>,
+    /// (n_embd, ffn_dim)
+    pub down_proj: Linear<B>,
+}
+
+/// From the residual to logits.
+pub struct Head<B: Backend> {
+    /// Before the map.
+    pub norm: Option<NormWeights<B::Vector>>,
+    /// (vocab_size, n_embd)
+    pub lm_head: Linear<B>,
+}
+
 /// Sizes that attention needs beside its operands.
 #[derive(Clone, Debug)]
 pub struct AttentionShape {
@@ -56,23 +116,123 @@ pub struct AttentionShape {
     pub head_dim: usize,
     /// A query sees this many positions, its own included.
     pub window: usize,
+    /// Whether queries and keys are rotated by the pass's encoding (RoPE, arXiv:2104.09864).
+    pub rotate: bool,
     /// Slope of each head's linear bias (ALiBi, arXiv:2108.12409); zeros without it. (n_head)
     pub slopes: Vec<f32>,
 }
 
+/// The rows of a pass that logits are computed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogitRows {
+    /// The last row of each span, as generating needs.
+    Last,
+    /// Every row, as scoring a text needs.
+    All,
+}
+
+/// How large a backend's passes may be.
+#[derive(Clone, Copy, Debug)]
+pub struct PassLimits {
+    /// Most rows of one pass.
+    pub rows: usize,
+    /// Most rows of one session in one pass.
+    pub span_rows: usize,
+    /// Most rows of one pass that logits are computed for.
+    pub logit_rows: usize,
+    /// Bytes that activations may take, even if the weights take fewer.
+    pub bytes: usize,
+}
+
+/// What differs from pass to pass.
+pub struct PassInputs<'a> {
+    /// One id below vocab_size for each row of the spans, in order.
+    pub tokens: &'a [u32],
+    /// Rotations or sinusoids of the rows' positions, by [`PassShape::encoding`] numbers each; for
+    /// passes that draw, those of each step. (steps, rows, encoding)
+    pub encoding: &'a [f32],
+    /// Which rows logits are wanted for.
+    pub logit_rows: LogitRows,
+    /// How each row's next token is drawn on the device: (rows), or none if the host draws.
+    pub draws: &'a [DrawOptions],
+    /// How many passes are to come before the next beginning: 1 unless the device draws.
+    pub steps: usize,
+}
+
+/// For what passes a [`Backend::Pass`] is made.
+#[derive(Clone, Debug)]
+pub struct PassShape {
+    /// Most rows.
+    pub rows: usize,
+    /// Most rows that logits are wanted for.
+    pub logit_rows: usize,
+    /// Numbers of a row's positional encoding: cosines and sines, a sinusoid, or none.
+    pub encoding: usize,
+    /// The model.
+    pub config: ModelConfig,
+}
+
+/// Activations of one forward pass of up to `shape.rows` rows; made once, used for every pass.
+pub struct Activations<B: Backend> {
+    /// What they are made for.
+    pub shape: PassShape,
+    /// What the device knows of the pass.
+    pub pass: B::Pass,
+    /// The residual. (rows, n_embd)
+    pub x: B::Buffer,
+    /// (rows, n_embd); after a pass the hidden states of the wanted rows, as the final norm left them.
+    pub normed: B::Buffer,
+    /// (rows, n_head, head_dim)
+    pub q: B::Buffer,
+    /// (rows, n_kv_head, head_dim)
+    pub k: B::Buffer,
+    /// (rows, n_kv_head, head_dim)
+    pub v: B::Buffer,
+    /// What attention returns. (rows, n_head, head_dim)
+    pub mixed: B::Buffer,
+    /// What is added to the residual, where that is not done at once. (rows, n_embd)
+    pub branch: B::Buffer,
+    /// (rows, ffn_dim)
+    pub gate: B::Buffer,
+    /// (rows, ffn_dim)
+    pub up: B::Buffer,
+    /// (logit_rows, vocab_size)
+    pub logits: B::Buffer,
+    /// Encodings on the host. (rows, encoding)
+    pub host: Vec<f32>,
+}
+
+/// The operations of a pass, as [`Backend::run`] calls them.
+pub type Operations<'o, B> =
+    &'o mut dyn FnMut(&mut Activations<B>, &mut [Span<'_, <B as Backend>::Cache>]) -> Result<()>;
+
 /// One device's implementation of the model's operations. All activations are f32 in row order.
 ///
 /// Lengths are checked when a model is loaded and a session is made; implementations assert them in
-/// debug builds only.
+/// debug builds only. Every operation may fail where a device can be lost; the CPU's never do.
 pub trait Backend: Sized {
     /// Weights of a linear map or an embedding table, in the file's element type where possible.
-    type Matrix;
+    type Matrix: Clone;
     /// Weights of a norm or a bias, as f32.
     type Vector;
     /// Activations.
     type Buffer;
     /// Keys and values of one session.
     type Cache;
+    /// Tokens, positions and all else that differs from pass to pass.
+    type Pass;
+
+    /// The device in words, such as "cpu, avx512, 1 thread".
+    fn describe(&self) -> String;
+
+    /// How large passes may be.
+    fn limits(&self) -> PassLimits;
+
+    /// Refuses a model that this device cannot run, before its weights are taken over.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`](crate::error::Error::NoDevice) that names what does not fit.
+    fn check(&self, weights: &Weights) -> Result<()>;
 
     /// Takes a (rows, columns) tensor over to the device.
     ///
@@ -86,11 +246,17 @@ pub trait Backend: Sized {
     /// No memory on the device.
     fn vector(&self, values: &[f32]) -> Result<Self::Vector>;
 
-    /// Makes room for `len` activations, all zero.
+    /// Makes room for activations, all zero. (rows, width)
     ///
     /// # Errors
     /// No memory on the device.
-    fn buffer(&self, len: usize) -> Result<Self::Buffer>;
+    fn buffer(&self, rows: usize, width: usize) -> Result<Self::Buffer>;
+
+    /// Makes room for what differs from pass to pass.
+    ///
+    /// # Errors
+    /// No memory on the device.
+    fn pass(&self, shape: &PassShape) -> Result<Self::Pass>;
 
     /// Makes an empty cache.
     ///
@@ -115,72 +281,140 @@ pub trait Backend: Sized {
 
     /// Copies keys and values of positions that are in the cache to the host.
     /// `out`: (positions, n_layer, n_kv_head, 2, head_dim)
-    fn read_cache(&self, out: &mut [f32], cache: &Self::Cache, positions: Range<usize>);
+    ///
+    /// # Errors
+    /// The device is lost.
+    fn read_cache(
+        &self,
+        out: &mut [f32],
+        cache: &Self::Cache,
+        positions: Range<usize>,
+    ) -> Result<()>;
 
     /// The reverse of `read_cache`, for positions that are reserved.
-    fn write_cache(&self, cache: &mut Self::Cache, positions: Range<usize>, values: &[f32]);
-
-    /// `out[t] = table[ids[t]]`. `table`: (n, width), `out`: (T, width); every id is below n.
-    fn embed(&self, out: &mut Self::Buffer, table: &Self::Matrix, ids: &[u32]);
-
-    /// Copies `values` to the start of `out`.
-    fn write(&self, out: &mut Self::Buffer, values: &[f32]);
-
-    /// x += y. Both (T, width), `len` = T * width.
-    fn add(&self, x: &mut Self::Buffer, y: &Self::Buffer, len: usize);
-
-    /// `out[t] = norm(x[t])` for `rows` rows; a plain copy without weights. Both (T, n_embd).
-    fn norm(
+    ///
+    /// # Errors
+    /// The device is lost.
+    fn write_cache(
         &self,
-        out: &mut Self::Buffer,
-        x: &Self::Buffer,
-        weights: Option<&NormWeights<Self::Vector>>,
-        rows: usize,
-        n_embd: usize,
-    );
+        cache: &mut Self::Cache,
+        positions: Range<usize>,
+        values: &[f32],
+    ) -> Result<()>;
 
-    /// `out[t] = weight · x[t] + bias` for `rows` rows. `x`: (T, in_features), `out`: (T, out_features).
-    fn linear(&self, out: &mut Self::Buffer, x: &Self::Buffer, linear: &Linear<Self>, rows: usize);
-
-    /// Rotates the pairs (i, i + head_dim/2) of each head of each row (RoPE, arXiv:2104.09864).
-    /// `x`: (T, n_head, head_dim); `rotations`: (T, head_dim/2, 2) with cosine and sine.
-    fn rotate(
+    /// Brings what is new in a pass to the device.
+    ///
+    /// # Errors
+    /// The device is lost.
+    fn begin(
         &self,
-        x: &mut Self::Buffer,
-        rotations: &Self::Buffer,
-        rows: usize,
-        n_head: usize,
-        head_dim: usize,
-    );
+        pass: &mut Self::Pass,
+        inputs: &PassInputs<'_>,
+        spans: &[Span<'_, Self::Cache>],
+    ) -> Result<()>;
 
-    /// Stores each row's key and value under its position, then lets each query see the positions
-    /// of its own session from `window` - 1 before it up to itself.
-    /// `q`, `out`: (T, n_head, head_dim); `k`, `v`: (T, n_kv_head, head_dim).
-    #[allow(clippy::too_many_arguments)] // the operands of the formula, no fewer
+    /// Runs the operations of the pass that has begun, or repeats those of an earlier pass of the same
+    /// shape. A pass that draws is run once for each of its steps.
+    ///
+    /// # Errors
+    /// Those of the operations.
+    fn run(
+        &self,
+        a: &mut Activations<Self>,
+        spans: &mut [Span<'_, Self::Cache>],
+        operations: Operations<'_, Self>,
+    ) -> Result<()> {
+        operations(a, spans)
+    }
+
+    /// x = the tokens' embeddings with what belongs to their positions.
+    ///
+    /// # Errors
+    /// The device is lost; so for all operations.
+    #[allow(clippy::missing_errors_doc)]
+    fn embed(&self, a: &mut Activations<Self>, weights: &Embedding<Self>) -> Result<()>;
+
+    /// q, k, v = the projections of norm(x); q and k rotated if `shape` says so; k and v stored in the
+    /// rows' caches under their positions.
+    #[allow(clippy::missing_errors_doc)]
+    fn qkv(
+        &self,
+        a: &mut Activations<Self>,
+        layer: usize,
+        weights: &AttentionWeights<Self>,
+        shape: &AttentionShape,
+        spans: &mut [Span<'_, Self::Cache>],
+    ) -> Result<()>;
+
+    /// mixed = softmax(q · keys) · values: each query sees the positions of its own session from
+    /// `window` - 1 before it up to itself.
+    #[allow(clippy::missing_errors_doc)]
     fn attention(
         &self,
-        out: &mut Self::Buffer,
-        q: &Self::Buffer,
-        k: &Self::Buffer,
-        v: &Self::Buffer,
+        a: &mut Activations<Self>,
         layer: usize,
         shape: &AttentionShape,
         spans: &mut [Span<'_, Self::Cache>],
-    );
+    ) -> Result<()>;
 
-    /// up = act(up), or act(gate) * up for SwiGLU. Both (T, ffn_dim), `len` = T * ffn_dim.
-    fn activate(&self, up: &mut Self::Buffer, gate: &Self::Buffer, ffn: Ffn, len: usize);
-
-    /// Copies row `from` of `x` over row `to` of `out`; rows are `width` wide.
-    fn copy_row(
+    /// x += o_proj(mixed).
+    #[allow(clippy::missing_errors_doc)]
+    fn attention_output(
         &self,
-        out: &mut Self::Buffer,
-        to: usize,
-        x: &Self::Buffer,
-        from: usize,
-        width: usize,
-    );
+        a: &mut Activations<Self>,
+        weights: &AttentionWeights<Self>,
+    ) -> Result<()>;
 
-    /// Brings the first `out.len()` values of `x` to the host.
-    fn read(&self, out: &mut [f32], x: &Self::Buffer);
+    /// up = act(up_proj(norm(x))), or act(gate_proj(norm(x))) * up_proj(norm(x)) for SwiGLU.
+    #[allow(clippy::missing_errors_doc)]
+    fn ffn(&self, a: &mut Activations<Self>, weights: &FfnWeights<Self>) -> Result<()>;
+
+    /// x += down_proj(up).
+    #[allow(clippy::missing_errors_doc)]
+    fn ffn_output(&self, a: &mut Activations<Self>, weights: &FfnWeights<Self>) -> Result<()>;
+
+    /// normed = norm(x), logits = lm_head(normed), for the wanted rows, which come first then.
+    #[allow(clippy::missing_errors_doc)]
+    fn logits(
+        &self,
+        a: &mut Activations<Self>,
+        head: &Head<Self>,
+        spans: &[Span<'_, Self::Cache>],
+    ) -> Result<()>;
+
+    /// Brings the first rows of the logits to the host, and rows of hidden states from
+    /// `first_hidden` on. `logits`: (n, vocab_size), `hidden`: (m, n_embd)
+    ///
+    /// # Errors
+    /// The device is lost, in this or in an earlier operation.
+    fn read(
+        &self,
+        a: &mut Activations<Self>,
+        logits: &mut [f32],
+        hidden: &mut [f32],
+        first_hidden: usize,
+    ) -> Result<()>;
+
+    /// Whether [`Backend::draw`] can do what a sampler does.
+    fn can_draw(&self, _options: &DrawOptions, _vocab_size: usize) -> bool {
+        false
+    }
+
+    /// Draws each row's next token from its logits and makes it the row's input at the position that
+    /// follows: the next step of the pass.
+    ///
+    /// # Errors
+    /// The device is lost.
+    fn draw(&self, _a: &mut Activations<Self>) -> Result<()> {
+        Ok(())
+    }
+
+    /// Brings the tokens of all steps to the host; [`u32::MAX`] where no token was possible.
+    /// `tokens`: (steps, rows)
+    ///
+    /// # Errors
+    /// The device is lost, in this or in an earlier operation.
+    fn read_drawn(&self, _a: &mut Activations<Self>, _tokens: &mut [u32]) -> Result<()> {
+        Ok(())
+    }
 }

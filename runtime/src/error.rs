@@ -67,6 +67,24 @@ pub enum Error {
         /// How much was asked for.
         bytes: usize,
     },
+    /// A device that is not there, or that cannot run this model.
+    NoDevice {
+        /// The device, such as `cuda:0`.
+        device: String,
+        /// What is in the way.
+        found: String,
+        /// What is needed.
+        expected: String,
+    },
+    /// A device failed while it was in use.
+    Device {
+        /// The device, such as `cuda:0`.
+        device: String,
+        /// What was being done.
+        action: &'static str,
+        /// What the driver said.
+        message: String,
+    },
     /// The caller asked to stop.
     Cancelled,
 }
@@ -131,6 +149,12 @@ impl fmt::Display for Error {
             Error::OutOfMemory { what, bytes } => {
                 write!(f, "out of memory: cannot allocate {bytes} bytes for {what}")
             }
+            Error::NoDevice { device, found, expected } => {
+                write!(f, "device {device}: found {found}, expected {expected}")
+            }
+            Error::Device { device, action, message } => {
+                write!(f, "device {device}: cannot {action}: {message}")
+            }
             Error::Cancelled => f.write_str("cancelled"),
         }
     }
@@ -148,6 +172,8 @@ impl std::error::Error for Error {
             | Error::ContextFull { .. }
             | Error::Argument { .. }
             | Error::OutOfMemory { .. }
+            | Error::NoDevice { .. }
+            | Error::Device { .. }
             | Error::Cancelled => None,
         }
     }

@@ -1,10 +1,12 @@
 //! Prompt in, pieces of text out, with stop conditions: pulled piece by piece from a [`TextStream`],
 //! or pushed by [`generate`].
 
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use crate::backend::Backend;
+use crate::batch::{BatchEntry, MOST_STEPS, draw_ahead};
 use crate::error::{Error, Result};
 use crate::sampler::Sampler;
 use crate::session::{Overflow, Session};
@@ -79,13 +81,23 @@ pub fn generate<B: Backend>(
 ) -> Result<Generation> {
     let start = Instant::now();
     let mut stream = TextStream::new(prompt.to_vec(), options.clone());
+    // Nobody can look at the session before this function returns.
+    stream.run_ahead();
     let mut reason = None;
-    while let Some(piece) = stream.next(session, sampler)? {
-        if on_text(&String::from_utf8_lossy(piece)).is_break() {
-            reason = Some(EndReason::Cancelled);
-            break;
+    let ended = loop {
+        match stream.next(session, sampler) {
+            Ok(Some(piece)) => {
+                if on_text(&String::from_utf8_lossy(piece)).is_break() {
+                    reason = Some(EndReason::Cancelled);
+                    break Ok(());
+                }
+            }
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
         }
-    }
+    };
+    let settled = stream.settle(session);
+    ended.and(settled)?;
     let first = stream.prefill_time.unwrap_or_else(|| start.elapsed());
     Ok(Generation {
         // The stream has ended, unless the caller's function has.
@@ -106,6 +118,8 @@ pub struct TextStream {
     output: Output,
     /// Drawn and not yet fed.
     pending: Option<u32>,
+    /// What the device has drawn beyond that, where it may.
+    ahead: Option<Ahead>,
     drawn: usize,
     decode_steps: usize,
     started: Option<Instant>,
@@ -122,6 +136,7 @@ impl TextStream {
             prompt,
             options,
             pending: None,
+            ahead: None,
             drawn: 0,
             decode_steps: 0,
             started: None,
@@ -190,14 +205,12 @@ impl TextStream {
             self.end = Some(EndReason::ContextFull);
             return Ok(());
         }
-        self.feed_pending(session)?;
-        let token = sampler.sample(session.logits())?;
+        let token = self.draw(session, sampler)?;
         self.drawn += 1;
-        self.pending = Some(token);
         self.first_token_time.get_or_insert_with(|| started.elapsed());
         self.output.push(session.model().tokenizer().token_bytes(token).unwrap_or_default());
         if self.options.feed_last && session.room() != Some(0) {
-            self.feed_pending(session)?;
+            self.feed_pending(session, sampler)?;
         }
         if self.output.stopped {
             self.end = Some(EndReason::StopText);
@@ -230,11 +243,64 @@ impl TextStream {
         Ok(())
     }
 
-    fn feed_pending<B: Backend>(&mut self, session: &mut Session<B>) -> Result<()> {
-        if let Some(token) = self.pending.take() {
-            session.decode(token)?;
-            self.decode_steps += 1;
+    /// Feeds what is pending and draws the next token, which is pending then, unless the device has fed
+    /// it already.
+    fn draw<B: Backend>(&mut self, session: &mut Session<B>, sampler: &mut Sampler) -> Result<u32> {
+        self.feed_pending(session, sampler)?;
+        if let Some(ahead) = &mut self.ahead
+            && let Some(token) = ahead.tokens.pop_front()
+        {
+            sampler.skip(1);
+            self.pending = ahead.tokens.is_empty().then_some(token);
+            return Ok(token);
         }
+        let token = sampler.sample(session.logits())?;
+        self.pending = Some(token);
+        Ok(token)
+    }
+
+    /// Lets a device that draws by itself go on while the host looks at what it has drawn. The session
+    /// may then be ahead of what [`TextStream::next`] has returned, until [`TextStream::settle`].
+    pub fn run_ahead(&mut self) {
+        self.ahead.get_or_insert_default();
+    }
+
+    /// Takes back what a device has fed beyond the text that was handed out: the session is then as
+    /// if it had not run ahead. To be called when no further piece is wanted, whatever the reason.
+    ///
+    /// # Errors
+    /// No memory, or a device that is lost.
+    pub fn settle<B: Backend>(&mut self, session: &mut Session<B>) -> Result<()> {
+        let Some(ahead) = &mut self.ahead else { return Ok(()) };
+        let beyond = ahead.tokens.len();
+        ahead.tokens.clear();
+        if beyond == 0 {
+            return Ok(());
+        }
+        // The last of them was not fed; the one before them was, which is not to be without `feed_last`.
+        let fed = if self.options.feed_last { beyond - 1 } else { beyond };
+        self.decode_steps -= fed;
+        session.truncate(session.n_tokens() - fed)
+    }
+
+    /// Feeds what is pending; where the device may, it goes on from there.
+    fn feed_pending<B: Backend>(
+        &mut self,
+        session: &mut Session<B>,
+        sampler: &mut Sampler,
+    ) -> Result<()> {
+        let Some(token) = self.pending else { return Ok(()) };
+        let more = if self.output.stopped { 0 } else { self.options.max_tokens - self.drawn };
+        let mut fed = 0;
+        if let Some(ahead) = &mut self.ahead {
+            fed = ahead.run(token, session, sampler, more)?;
+        }
+        if fed == 0 {
+            session.decode(token)?;
+            fed = 1;
+        }
+        self.pending = None;
+        self.decode_steps += fed;
         Ok(())
     }
 
@@ -251,6 +317,48 @@ impl TextStream {
     /// From the first call of [`TextStream::next`] to the first token.
     pub fn first_token_time(&self) -> Option<Duration> {
         self.first_token_time
+    }
+}
+
+/// Tokens that a device has drawn without waiting for the host to look at each.
+#[derive(Clone, Debug, Default)]
+struct Ahead {
+    /// All but the last are fed.
+    tokens: VecDeque<u32>,
+    /// What is copied to `tokens`; kept for its memory.
+    drawn: Vec<u32>,
+    /// Steps to take at once, by how long the last ones took.
+    steps: usize,
+}
+
+impl Ahead {
+    /// Text comes in pieces of no more than this, so that it still flows.
+    const AT_ONCE: Duration = Duration::from_millis(5);
+
+    /// Feeds `token` and as many of those that follow, if the device draws as the sampler does. Returns
+    /// how many were fed.
+    fn run<B: Backend>(
+        &mut self,
+        token: u32,
+        session: &mut Session<B>,
+        sampler: &mut Sampler,
+        most: usize,
+    ) -> Result<usize> {
+        let room = session.room().unwrap_or(usize::MAX);
+        let steps = self.steps.clamp(4, MOST_STEPS).min(most).min(room);
+        if steps < 2 {
+            return Ok(0);
+        }
+        let start = Instant::now();
+        self.drawn.clear();
+        let entries = &mut [BatchEntry { session, sampler, token }];
+        let fed = draw_ahead(entries, steps, &mut self.drawn)?;
+        self.tokens.extend(&self.drawn);
+        if fed > 0 {
+            let step = start.elapsed().as_nanos().max(1) / fed as u128;
+            self.steps = usize::try_from(Ahead::AT_ONCE.as_nanos() / step).unwrap_or(MOST_STEPS);
+        }
+        Ok(fed)
     }
 }
 

@@ -10,8 +10,9 @@ use crate::config::ModelConfig;
 /// Slots of one page.
 pub const PAGE: usize = 64;
 
-/// Most rows of one session in one forward pass.
-pub const MAX_ROWS: usize = 64;
+/// Rows of one session in one forward pass that every ring has room for beyond the window. A backend
+/// of larger passes has a larger ring; what it holds beyond this one's is not saved.
+pub const LEAST_ROWS: usize = 64;
 
 /// Geometry of the keys and values of one session.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,14 +28,17 @@ pub struct KvShape {
 }
 
 impl KvShape {
-    /// A ring for a window of `config.max_seq_len` positions. It has room for a whole forward pass
-    /// beyond the window, so storing a pass's last row never overwrites what its first row sees.
-    pub fn new(config: &ModelConfig) -> KvShape {
+    /// A ring for a window of `config.max_seq_len` positions and passes of up to `rows` rows. It has
+    /// room for a whole pass beyond the window, so storing a pass's last row never overwrites what its
+    /// first row sees.
+    pub fn new(config: &ModelConfig, rows: usize) -> KvShape {
+        // A window is fed in one pass at most, so a small one needs no larger ring.
+        let rows = rows.min(config.max_seq_len).max(LEAST_ROWS);
         KvShape {
             n_layer: config.n_layer,
             n_kv_head: config.n_kv_head,
             head_dim: config.head_dim(),
-            slots: (config.max_seq_len + MAX_ROWS - 1).next_multiple_of(PAGE),
+            slots: (config.max_seq_len + rows - 1).next_multiple_of(PAGE),
         }
     }
 

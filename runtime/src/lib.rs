@@ -18,8 +18,11 @@
 //! | [`kv_cache`] | where keys and values lie | config |
 //! | [`backend`] | what a device must be able to do | kv_cache, weights |
 //! | [`cpu`] | the CPU backend | backend |
+//! | `cuda` | the CUDA backend, with the feature of that name | backend, position |
+//! | [`device`] | the choice between them when a program runs | cpu, cuda |
 //! | [`model`] | the forward pass, written once over [`backend::Backend`] | backend, position |
 //! | [`session`] | one sequence: prefill, decode, rollback, fork, overflow | model |
+//! | [`batch`] | many sessions that decode together | session, sampler |
 //! | [`state`] | sessions saved and restored | session, format |
 //! | [`sampler`] | logits to a token; knows nothing of models | cpu, for its exponential |
 //! | [`generate`](mod@generate) | text as a stream, with stop conditions | session, sampler |
@@ -46,9 +49,13 @@
 
 mod alloc;
 pub mod backend;
+pub mod batch;
 pub mod config;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod dataset;
+pub mod device;
 pub mod error;
 pub mod format;
 pub mod generate;
@@ -63,8 +70,12 @@ pub mod state;
 pub mod tokenizer;
 pub mod weights;
 
+pub use batch::{Batch, BatchEntry};
 pub use config::{Ffn, ModelConfig, Norm, PositionalEncoding};
 pub use cpu::Cpu;
+#[cfg(feature = "cuda")]
+pub use cuda::Cuda;
+pub use device::{AnyModel, AnySession, Device};
 pub use error::{Error, Result};
 pub use format::Dtype;
 pub use generate::{EndReason, GenerateOptions, Generation, TextStream, generate};

@@ -5,7 +5,6 @@ use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Instant;
 
 use clap::{CommandFactory, Parser, ValueEnum};
@@ -14,8 +13,8 @@ use teeny_runtime::cpu::Isa;
 use teeny_runtime::dataset::{Dataset, Split, SplitMix64, dataset_section};
 use teeny_runtime::ini::Ini;
 use teeny_runtime::{
-    Cpu, EndReason, Error, GenerateOptions, Generation, Model, Overflow, Sampler, SamplerOptions,
-    Session, Weights, generate,
+    AnyModel, AnySession, Device, EndReason, Error, GenerateOptions, Generation, Overflow, Sampler,
+    SamplerOptions, Weights, generate, on_device,
 };
 
 const DEFAULT_MODEL: &str = "data/shakespeare.safetensors";
@@ -69,6 +68,9 @@ struct Args {
     /// What to do past the model's context: slide goes on without end
     #[arg(long, value_name = "POLICY", value_enum, default_value = "slide")]
     overflow: Policy,
+    /// Where to run: cpu, cuda (the first NVIDIA GPU), cuda:N, or auto (a GPU if one can run it)
+    #[arg(short, long, value_name = "DEVICE", default_value_t = Device::Cpu)]
+    device: Device,
     /// Print the generated text only
     #[arg(long)]
     no_display_prompt: bool,
@@ -108,8 +110,9 @@ enum SplitName {
 
 /// Version, and what this build can run on here.
 fn version() -> String {
+    let backends = if cfg!(feature = "cuda") { "cpu, cuda" } else { "cpu" };
     format!(
-        "{} (backends: cpu; instruction sets here: {})",
+        "{} (backends: {backends}; instruction sets here: {})",
         env!("CARGO_PKG_VERSION"),
         Isa::available().iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", ")
     )
@@ -165,8 +168,8 @@ fn run(args: &Args, start: Instant) -> Result<(), Failure> {
     };
     Sampler::new(sampler_options.clone())?;
     let weights = Weights::map(&model_file(args)?)?;
-    let model = Arc::new(Model::load(Cpu::new(), &weights)?);
-    let mut session = Session::new(&model, args.overflow.into())?;
+    let model = AnyModel::load(args.device, &weights)?;
+    let mut session = AnySession::new(&model, args.overflow.into())?;
     let options = GenerateOptions {
         max_tokens: args.length,
         stop: args.stop.clone(),
@@ -229,19 +232,21 @@ impl From<Policy> for Overflow {
 
 /// Generates and prints each piece of text as it comes.
 fn stream(
-    session: &mut Session,
+    session: &mut AnySession,
     sampler: &mut Sampler,
     prompt: &[u32],
     options: &GenerateOptions,
 ) -> Result<Generation, Failure> {
     let mut failure = None;
-    let done = generate(session, sampler, prompt, options, &mut |text| match print(text) {
+    let on_text = &mut |text: &str| match print(text) {
         Ok(()) => ControlFlow::Continue(()),
         Err(e) => {
             failure = Some(e);
             ControlFlow::Break(())
         }
-    })?;
+    };
+    let done =
+        on_device!(AnySession, session, s => generate(s, sampler, prompt, options, on_text))?;
     failure.map_or(Ok(done), Err)
 }
 
@@ -278,7 +283,7 @@ fn prompt_text(args: &Args) -> Result<String, Failure> {
 
 /// Prompts of the configuration's `n_context` tokens from random places of a split.
 fn corpus_prompts(
-    model: &Model<Cpu>,
+    model: &AnyModel,
     config: &Path,
     split: SplitName,
     examples: usize,
@@ -305,7 +310,7 @@ fn clock_seed() -> u64 {
     now.map_or(0, |now| now.as_nanos() as u64)
 }
 
-fn report(model: &Model<Cpu>, done: &Generation, seed: u64, start: Instant) {
+fn report(model: &AnyModel, done: &Generation, seed: u64, start: Instant) {
     let c = model.config();
     eprintln!(
         "model    {:.2} M parameters, {} layers, {} heads, width {}, context {}, {:.1} MB",
@@ -316,7 +321,7 @@ fn report(model: &Model<Cpu>, done: &Generation, seed: u64, start: Instant) {
         c.max_seq_len,
         model.n_bytes() as f64 / 1e6
     );
-    eprintln!("device   cpu, {}, 1 thread", model.backend().isa().name());
+    eprintln!("device   {}", model.describe());
     eprintln!("seed     {seed}");
     let prefill = done.prefill_time.as_secs_f64();
     eprintln!(

@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::alloc::zeros;
-use crate::backend::{Backend, Span};
+use crate::backend::{Activations, Backend, LogitRows, Span};
 use crate::config::PositionalEncoding;
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
-use crate::kv_cache::{KvShape, MAX_ROWS};
-use crate::model::{Activations, LogitRows, Model};
+use crate::kv_cache::LEAST_ROWS;
+use crate::model::Model;
 
 /// What a session does with a token for which `max_seq_len` has no room.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,7 +50,7 @@ pub struct SessionStats {
 
 /// Ends a session's work from another thread.
 ///
-/// Prefill looks at it before each pass of up to [`MAX_ROWS`] tokens, generating before each token.
+/// Prefill looks at it before each pass of up to 64 tokens (1,024 on a GPU), generating before each token.
 /// Whoever notices it takes it back and fails with [`Error::Cancelled`], so no request is lost, and
 /// none ends two calls.
 #[derive(Clone, Debug, Default)]
@@ -82,7 +82,7 @@ pub struct Session<B: Backend = Cpu> {
     /// Memory for the tokens of before a restart, should it fail.
     spare: VecDeque<u32>,
     cancel: CancelFlag,
-    stats: SessionStats,
+    pub(crate) stats: SessionStats,
 }
 
 /// Which tokens a session has seen and which of them the cache holds.
@@ -179,7 +179,7 @@ impl<B: Backend> Session<B> {
         let rows = n_tokens.min(slots - pos);
         self.model.reserve(&mut self.cache, pos, rows)?;
         let known = self.sequence.newest.len();
-        let more = n_tokens.min(slots + MAX_ROWS - known.min(slots));
+        let more = n_tokens.min(slots + LEAST_ROWS - known.min(slots));
         let tokens = if self.restarts() { self.max_seq_len() } else { 0 };
         let reserved = self.sequence.newest.try_reserve(more);
         reserved.and_then(|()| self.spare.try_reserve(tokens)).map_err(|_| Error::OutOfMemory {
@@ -230,6 +230,34 @@ impl<B: Backend> Session<B> {
         Ok(&self.logits)
     }
 
+    /// Becomes a session that was also fed `tokens`, whose keys and values a pass has stored.
+    pub(crate) fn take_step(&mut self, tokens: &[u32], logits: &[f32], hidden: &[f32]) {
+        self.sequence.push(tokens, self.slots());
+        self.logits.copy_from_slice(logits);
+        self.hidden.copy_from_slice(hidden);
+    }
+
+    /// Tokens that may be fed before the context begins anew, without end where it never does; 0 if
+    /// something is to be run first.
+    pub(crate) fn steps_before_restart(&self) -> usize {
+        let Sequence { n_tokens, start, cached, .. } = self.sequence;
+        if start + cached != n_tokens {
+            return 0;
+        }
+        if self.restarts() { self.max_seq_len() - cached } else { usize::MAX }
+    }
+
+    /// Refuses more tokens than the overflow policy allows.
+    pub(crate) fn check_room(&self, n_tokens: usize) -> Result<()> {
+        match self.room() {
+            Some(room) if room < n_tokens => Err(Error::ContextFull {
+                max_seq_len: self.max_seq_len(),
+                requested: self.n_tokens().saturating_add(n_tokens),
+            }),
+            Some(_) | None => Ok(()),
+        }
+    }
+
     /// Refuses tokens that cannot be fed.
     pub(crate) fn check(&self, tokens: &[u32]) -> Result<()> {
         if tokens.is_empty() {
@@ -240,17 +268,11 @@ impl<B: Backend> Session<B> {
             });
         }
         self.model.check_tokens(tokens)?;
-        match self.room() {
-            Some(room) if room < tokens.len() => Err(Error::ContextFull {
-                max_seq_len: self.max_seq_len(),
-                requested: self.n_tokens().saturating_add(tokens.len()),
-            }),
-            Some(_) | None => Ok(()),
-        }
+        self.check_room(tokens.len())
     }
 
     /// Feeds checked tokens, restarting where the encoding asks for it.
-    fn extend(
+    pub(crate) fn extend(
         &mut self,
         tokens: &[u32],
         may_cancel: bool,
@@ -366,12 +388,16 @@ impl<B: Backend> Session<B> {
     ) -> Result<()> {
         let vocab_size = self.model.config().vocab_size;
         let wanted = if on_logits.is_some() { LogitRows::All } else { LogitRows::Last };
+        let most = match wanted {
+            LogitRows::All => self.span_rows().min(a.shape.logit_rows),
+            LogitRows::Last => self.span_rows().min(a.shape.rows),
+        };
         let mut rows = match wanted {
-            LogitRows::All => zeros("logits", a.rows().min(tokens.len()) * vocab_size)?,
+            LogitRows::All => zeros("logits", most.min(tokens.len()) * vocab_size)?,
             LogitRows::Last => Vec::new(),
         };
         let slots = self.slots();
-        let mut passes = tokens.chunks(a.rows()).peekable();
+        let mut passes = tokens.chunks(most).peekable();
         while let Some(tokens) = passes.next() {
             if may_cancel && self.cancel.take() {
                 return Err(Error::Cancelled);
@@ -379,17 +405,16 @@ impl<B: Backend> Session<B> {
             let pos = self.sequence.cached;
             let mut spans = [Span { rows: tokens.len(), pos, cache: &mut self.cache }];
             self.model.forward(tokens, &mut spans, wanted, a)?;
-            self.sequence.push(tokens, slots);
             match on_logits {
                 Some(on_logits) => {
                     let rows = &mut rows[..tokens.len() * vocab_size];
-                    self.model.read_logits(rows, a);
+                    self.model.read(a, rows, &mut self.hidden, tokens.len() - 1)?;
+                    self.sequence.push(tokens, slots);
                     for row in rows.chunks_exact(vocab_size) {
                         on_logits(index, row);
                         index += 1;
                     }
                     self.logits.copy_from_slice(&rows[rows.len() - vocab_size..]);
-                    self.model.read_hidden(&mut self.hidden, tokens.len() - 1, a);
                 }
                 None if match keep {
                     Keep::EachPass => true,
@@ -397,10 +422,14 @@ impl<B: Backend> Session<B> {
                     Keep::Nothing => false,
                 } =>
                 {
-                    self.model.read_logits(&mut self.logits, a);
-                    self.model.read_hidden(&mut self.hidden, 0, a);
+                    self.model.read(a, &mut self.logits, &mut self.hidden, 0)?;
+                    self.sequence.push(tokens, slots);
                 }
-                None => {}
+                None => {
+                    // Waits: another pass may run on activations of its own.
+                    self.model.read(a, &mut [], &mut [], 0)?;
+                    self.sequence.push(tokens, slots);
+                }
             }
         }
         Ok(())
@@ -548,7 +577,12 @@ impl<B: Backend> Session<B> {
     }
 
     pub(crate) fn slots(&self) -> usize {
-        KvShape::new(self.model.config()).slots
+        self.model.kv_shape().slots
+    }
+
+    /// Most tokens of one pass, for which the ring has room beyond the window.
+    fn span_rows(&self) -> usize {
+        self.slots() + 1 - self.max_seq_len()
     }
 
     fn max_seq_len(&self) -> usize {

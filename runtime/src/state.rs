@@ -23,7 +23,7 @@ use crate::alloc::{reserve, zeros};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::format::write_atomically;
-use crate::kv_cache::{KvShape, MAX_ROWS};
+use crate::kv_cache::{KvShape, LEAST_ROWS};
 use crate::session::{Overflow, Sequence, Session};
 
 const MAGIC: &[u8; 8] = b"teenyKV1";
@@ -33,11 +33,11 @@ const HEADER: usize = 8 + 16 + 5 * 8;
 impl<B: Backend> Session<B> {
     /// Bytes that [`Session::save`] makes.
     pub fn saved_len(&self) -> usize {
-        let positions = self.sequence.cached - self.oldest_position();
-        let floats = self.logits.len()
-            + self.hidden.len()
-            + positions * KvShape::new(self.model.config()).position_len();
-        HEADER + 4 * (self.sequence.newest.len() + floats) + 8
+        let reach = self.saved_reach();
+        let positions = self.sequence.cached - self.oldest_position(reach);
+        let floats =
+            self.logits.len() + self.hidden.len() + positions * self.saved_shape().position_len();
+        HEADER + 4 * (self.saved_newest(reach) + floats) + 8
     }
 
     /// The session as bytes, in the layout of [`state`](crate::state).
@@ -51,25 +51,27 @@ impl<B: Backend> Session<B> {
         let len = self.saved_len();
         let mut out = Vec::new();
         reserve(&mut out, len, "a saved session")?;
-        let Sequence { n_tokens, start, cached, reach, newest } = &self.sequence;
+        let Sequence { n_tokens, start, cached, reach: _, newest } = &self.sequence;
+        let reach = self.saved_reach();
+        let n_newest = self.saved_newest(reach);
         out.extend_from_slice(MAGIC);
         out.extend_from_slice(&self.model.fingerprint().to_le_bytes());
-        for number in [*n_tokens, *start, *cached, *reach, newest.len()] {
+        for number in [*n_tokens, *start, *cached, reach, n_newest] {
             out.extend_from_slice(&(number as u64).to_le_bytes());
         }
-        for token in newest {
+        for token in newest.range(newest.len() - n_newest..) {
             out.extend_from_slice(&token.to_le_bytes());
         }
         put(&mut out, &self.logits);
         put(&mut out, &self.hidden);
-        let shape = KvShape::new(self.model.config());
+        let shape = self.saved_shape();
         // In pieces, so that the copy in f32 stays small.
-        let mut piece = zeros("a saved session", MAX_ROWS * shape.position_len())?;
-        let mut pos = self.oldest_position();
+        let mut piece = zeros("a saved session", LEAST_ROWS * shape.position_len())?;
+        let mut pos = self.oldest_position(reach);
         while pos < *cached {
-            let end = (*cached).min(pos + MAX_ROWS);
+            let end = (*cached).min(pos + LEAST_ROWS);
             let piece = &mut piece[..(end - pos) * shape.position_len()];
-            self.model.backend().read_cache(piece, &self.cache, pos..end);
+            self.model.backend().read_cache(piece, &self.cache, pos..end)?;
             put(&mut out, piece);
             pos = end;
         }
@@ -113,7 +115,7 @@ impl<B: Backend> Session<B> {
         }
         let logits = reader.take(self.logits.len(), 4)?;
         let hidden = reader.take(self.hidden.len(), 4)?;
-        let shape = KvShape::new(self.model.config());
+        let shape = self.saved_shape();
         let oldest = sequence.oldest(shape.slots) - start;
         let kv = reader.take((cached - oldest).saturating_mul(shape.position_len()), 4)?;
         reader.end()?;
@@ -121,18 +123,20 @@ impl<B: Backend> Session<B> {
         let mut cache = self.model.cache()?;
         // Pages are counted from the ring's first on, whichever of them are filled.
         self.model.reserve(&mut cache, 0, cached)?;
-        let mut piece = zeros("a saved session", MAX_ROWS * shape.position_len())?;
-        for (i, bytes) in kv.chunks(4 * MAX_ROWS * shape.position_len()).enumerate() {
+        let mut piece = zeros("a saved session", LEAST_ROWS * shape.position_len())?;
+        for (i, bytes) in kv.chunks(4 * LEAST_ROWS * shape.position_len()).enumerate() {
             let piece = &mut piece[..bytes.len() / 4];
             get(piece, bytes);
-            let pos = oldest + i * MAX_ROWS;
-            let end = cached.min(pos + MAX_ROWS);
-            self.model.backend().write_cache(&mut cache, pos..end, piece);
+            let pos = oldest + i * LEAST_ROWS;
+            let end = cached.min(pos + LEAST_ROWS);
+            self.model.backend().write_cache(&mut cache, pos..end, piece)?;
         }
         self.cache = cache;
         get(&mut self.logits, logits);
         get(&mut self.hidden, hidden);
-        self.sequence = Sequence { newest, ..sequence };
+        // As far as this ring must have been written to have lost what is not there.
+        let reach = if oldest > 0 { oldest + self.slots() } else { reach };
+        self.sequence = Sequence { newest, reach, ..sequence };
         Ok(())
     }
 
@@ -149,16 +153,37 @@ impl<B: Backend> Session<B> {
         self.restore(&bytes)
     }
 
-    /// The oldest position of the cache that the ring holds, at most `cached`.
-    fn oldest_position(&self) -> usize {
-        let oldest = self.sequence.oldest(self.slots()) - self.sequence.start;
-        oldest.min(self.sequence.cached)
+    /// The smallest ring of any backend: what lies beyond it is not saved, so that every backend can
+    /// restore what another has saved.
+    fn saved_shape(&self) -> KvShape {
+        KvShape::new(self.model.config(), LEAST_ROWS)
+    }
+
+    /// `reach` of a session with a ring of the saved shape that holds what this one holds.
+    fn saved_reach(&self) -> usize {
+        let Sequence { cached, reach, .. } = self.sequence;
+        let slots = self.saved_shape().slots;
+        if reach <= slots {
+            return reach;
+        }
+        cached.max(reach.saturating_sub(self.slots()) + slots)
+    }
+
+    /// The oldest position of the cache that is saved, at most `cached`.
+    fn oldest_position(&self, saved_reach: usize) -> usize {
+        saved_reach.saturating_sub(self.saved_shape().slots).min(self.sequence.cached)
+    }
+
+    /// How many of the newest tokens are saved.
+    fn saved_newest(&self, saved_reach: usize) -> usize {
+        let oldest = saved_reach.saturating_sub(self.saved_shape().slots);
+        self.sequence.n_tokens - self.sequence.start - oldest
     }
 
     /// Refuses numbers that no session of this model can have.
     fn check_sequence(&self, s: &Sequence, n_newest: usize) -> Result<()> {
         let full = self.model.config().max_seq_len;
-        let slots = self.slots();
+        let slots = self.saved_shape().slots;
         let wrong = || {
             damaged(
                 "numbers",

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
+use teeny_runtime::backend::Backend;
 use teeny_runtime::format::{self, TensorSpec};
 use teeny_runtime::tokenizer::{CharTokenizer, Tokenizer};
-use teeny_runtime::{Cpu, Dtype, Ffn, Model, ModelConfig, Norm, PositionalEncoding, Weights};
+use teeny_runtime::{Dtype, Ffn, Model, ModelConfig, Norm, PositionalEncoding, Weights};
 
 /// Token ids of the small models are below this.
 pub const VOCAB_SIZE: usize = 29;
@@ -178,7 +179,7 @@ impl RandomModel {
     }
 
     /// The model on the given backend.
-    pub fn load(&self, backend: Cpu) -> Arc<Model<Cpu>> {
+    pub fn load<B: Backend>(&self, backend: B) -> Arc<Model<B>> {
         let weights = Weights::map(&self.path()).expect("a file of our own");
         Arc::new(Model::load(backend, &weights).expect("enough memory"))
     }

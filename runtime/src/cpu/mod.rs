@@ -18,11 +18,13 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::alloc::zeros;
-use crate::backend::{AttentionShape, Backend, Linear, NormWeights, Span};
-use crate::config::Ffn;
+use crate::backend::{
+    Activations, AttentionShape, AttentionWeights, Backend, Embedding, FfnWeights, Head, Linear,
+    LogitRows, NormWeights, PassInputs, PassLimits, PassShape, PositionWeights, Span,
+};
 use crate::error::Result;
 use crate::kv_cache::{KvShape, PAGE};
-use crate::weights::{Tensor, TensorData};
+use crate::weights::{Tensor, TensorData, Weights};
 
 /// Runs the model on one thread of the CPU.
 #[derive(Clone, Debug)]
@@ -53,6 +55,15 @@ impl Default for Cpu {
     }
 }
 
+/// What differs from pass to pass.
+#[derive(Debug)]
+pub struct CpuPass {
+    tokens: Vec<u32>,    // (rows)
+    positions: Vec<u32>, // (rows), for tables, where positions are below max_seq_len
+    encoding: Vec<f32>,  // (rows, encoding)
+    logit_rows: LogitRows,
+}
+
 /// Keys and values of one session.
 #[derive(Debug)]
 pub struct CpuCache {
@@ -69,6 +80,19 @@ impl Backend for Cpu {
     type Vector = Vec<f32>;
     type Buffer = Vec<f32>;
     type Cache = CpuCache;
+    type Pass = CpuPass;
+
+    fn describe(&self) -> String {
+        format!("cpu, {}, 1 thread", self.isa.name())
+    }
+
+    fn limits(&self) -> PassLimits {
+        PassLimits { rows: 64, span_rows: 64, logit_rows: 64, bytes: 0 }
+    }
+
+    fn check(&self, _weights: &Weights) -> Result<()> {
+        Ok(())
+    }
 
     fn matrix(&self, tensor: &Tensor) -> Result<Tensor> {
         Ok(tensor.clone())
@@ -78,8 +102,17 @@ impl Backend for Cpu {
         Ok(values.to_vec())
     }
 
-    fn buffer(&self, len: usize) -> Result<Vec<f32>> {
-        zeros("activations", len)
+    fn buffer(&self, rows: usize, width: usize) -> Result<Vec<f32>> {
+        zeros("activations", rows * width)
+    }
+
+    fn pass(&self, shape: &PassShape) -> Result<CpuPass> {
+        Ok(CpuPass {
+            tokens: Vec::with_capacity(shape.rows),
+            positions: Vec::with_capacity(shape.rows),
+            encoding: zeros("activations", shape.rows * shape.encoding)?,
+            logit_rows: LogitRows::Last,
+        })
     }
 
     fn cache(&self, shape: &KvShape) -> Result<CpuCache> {
@@ -120,7 +153,7 @@ impl Backend for Cpu {
         (cache.pages.len() * page, shared * page)
     }
 
-    fn read_cache(&self, out: &mut [f32], cache: &CpuCache, positions: Range<usize>) {
+    fn read_cache(&self, out: &mut [f32], cache: &CpuCache, positions: Range<usize>) -> Result<()> {
         let shape = &cache.shape;
         for (out, pos) in out.chunks_exact_mut(shape.position_len()).zip(positions) {
             let (page, slot) = shape.locate(pos);
@@ -129,9 +162,15 @@ impl Backend for Cpu {
                 out.copy_from_slice(&rows[slot * shape.head_dim..][..shape.head_dim]);
             }
         }
+        Ok(())
     }
 
-    fn write_cache(&self, cache: &mut CpuCache, positions: Range<usize>, values: &[f32]) {
+    fn write_cache(
+        &self,
+        cache: &mut CpuCache,
+        positions: Range<usize>,
+        values: &[f32],
+    ) -> Result<()> {
         let shape = &cache.shape;
         for (values, pos) in values.chunks_exact(shape.position_len()).zip(positions) {
             let (page, slot) = shape.locate(pos);
@@ -141,39 +180,164 @@ impl Backend for Cpu {
                 rows[slot * shape.head_dim..][..shape.head_dim].copy_from_slice(values);
             }
         }
+        Ok(())
     }
 
-    fn embed(&self, out: &mut Vec<f32>, table: &Tensor, ids: &[u32]) {
-        fn rows<E: scalar::Element>(out: &mut [f32], table: &[E], ids: &[u32], width: usize) {
-            for (out, id) in out.chunks_exact_mut(width).zip(ids) {
-                let row = &table[*id as usize * width..][..width];
-                for (out, row) in out.iter_mut().zip(row) {
-                    *out = row.to_f32();
-                }
+    fn begin(
+        &self,
+        pass: &mut CpuPass,
+        inputs: &PassInputs<'_>,
+        spans: &[Span<'_, CpuCache>],
+    ) -> Result<()> {
+        pass.tokens.clear();
+        pass.tokens.extend_from_slice(inputs.tokens);
+        pass.positions.clear();
+        let positions = spans.iter().flat_map(|span| span.pos..span.pos + span.rows);
+        // Only tables look at them, whose positions are below max_seq_len: there the cast is exact.
+        pass.positions.extend(positions.map(|pos| pos as u32));
+        pass.encoding[..inputs.encoding.len()].copy_from_slice(inputs.encoding);
+        pass.logit_rows = inputs.logit_rows;
+        Ok(())
+    }
+
+    fn embed(&self, a: &mut Activations<Cpu>, weights: &Embedding<Cpu>) -> Result<()> {
+        let len = a.pass.tokens.len() * weights.tokens.shape()[1];
+        lookup(&mut a.x, &weights.tokens, &a.pass.tokens);
+        match &weights.position {
+            PositionWeights::None => {}
+            PositionWeights::Encoding => add(&mut a.x, &a.pass.encoding, len),
+            PositionWeights::Table(table) => {
+                lookup(&mut a.branch, table, &a.pass.positions);
+                add(&mut a.x, &a.branch, len);
+            }
+            PositionWeights::Map(map) => {
+                self.linear(&mut a.branch, &a.pass.encoding, map, a.pass.tokens.len());
+                add(&mut a.x, &a.branch, len);
             }
         }
-        let width = table.shape()[1];
-        match table.data() {
-            TensorData::F32(table) => rows(out, table, ids, width),
-            TensorData::F16(table) => rows(out, table, ids, width),
-            TensorData::Bf16(table) => rows(out, table, ids, width),
+        Ok(())
+    }
+
+    fn qkv(
+        &self,
+        a: &mut Activations<Cpu>,
+        layer: usize,
+        weights: &AttentionWeights<Cpu>,
+        shape: &AttentionShape,
+        spans: &mut [Span<'_, CpuCache>],
+    ) -> Result<()> {
+        let rows = a.pass.tokens.len();
+        let (n_embd, kv_dim) = (shape.n_head * shape.head_dim, shape.n_kv_head * shape.head_dim);
+        self.norm(&mut a.normed, &a.x, weights.norm.as_ref(), rows, n_embd);
+        self.linear(&mut a.q, &a.normed, &weights.q_proj, rows);
+        self.linear(&mut a.k, &a.normed, &weights.k_proj, rows);
+        self.linear(&mut a.v, &a.normed, &weights.v_proj, rows);
+        if shape.rotate {
+            self.rotate(&mut a.q[..rows * n_embd], &a.pass.encoding, n_embd, shape.head_dim);
+            self.rotate(&mut a.k[..rows * kv_dim], &a.pass.encoding, kv_dim, shape.head_dim);
         }
-    }
-
-    fn write(&self, out: &mut Vec<f32>, values: &[f32]) {
-        out[..values.len()].copy_from_slice(values);
-    }
-
-    fn add(&self, x: &mut Vec<f32>, y: &Vec<f32>, len: usize) {
-        for (x, y) in x[..len].iter_mut().zip(&y[..len]) {
-            *x += y;
+        let (mut k, mut v) = (a.k.chunks_exact(kv_dim), a.v.chunks_exact(kv_dim));
+        for span in spans {
+            for (pos, (k, v)) in (span.pos..).zip(k.by_ref().zip(v.by_ref()).take(span.rows)) {
+                store(span.cache, layer, pos, k, v);
+            }
         }
+        Ok(())
     }
 
+    fn attention(
+        &self,
+        a: &mut Activations<Cpu>,
+        layer: usize,
+        shape: &AttentionShape,
+        spans: &mut [Span<'_, CpuCache>],
+    ) -> Result<()> {
+        let n_embd = shape.n_head * shape.head_dim;
+        let mut rows = a.mixed.chunks_exact_mut(n_embd).zip(a.q.chunks_exact(n_embd));
+        for span in spans {
+            for (pos, (out, q)) in (span.pos..).zip(rows.by_ref().take(span.rows)) {
+                attend(self.isa, out, q, span.cache, layer, pos, shape);
+            }
+        }
+        Ok(())
+    }
+
+    fn attention_output(
+        &self,
+        a: &mut Activations<Cpu>,
+        weights: &AttentionWeights<Cpu>,
+    ) -> Result<()> {
+        let rows = a.pass.tokens.len();
+        self.linear(&mut a.branch, &a.mixed, &weights.o_proj, rows);
+        add(&mut a.x, &a.branch, rows * weights.o_proj.weight.shape()[0]);
+        Ok(())
+    }
+
+    fn ffn(&self, a: &mut Activations<Cpu>, weights: &FfnWeights<Cpu>) -> Result<()> {
+        let rows = a.pass.tokens.len();
+        let (ffn_dim, n_embd) =
+            (weights.up_proj.weight.shape()[0], weights.up_proj.weight.shape()[1]);
+        self.norm(&mut a.normed, &a.x, weights.norm.as_ref(), rows, n_embd);
+        if let Some(gate_proj) = &weights.gate_proj {
+            self.linear(&mut a.gate, &a.normed, gate_proj, rows);
+        }
+        self.linear(&mut a.up, &a.normed, &weights.up_proj, rows);
+        let len = rows * ffn_dim;
+        dispatch::activate(self.isa, &mut a.up[..len], &a.gate[..len], weights.kind);
+        Ok(())
+    }
+
+    fn ffn_output(&self, a: &mut Activations<Cpu>, weights: &FfnWeights<Cpu>) -> Result<()> {
+        let rows = a.pass.tokens.len();
+        self.linear(&mut a.branch, &a.up, &weights.down_proj, rows);
+        add(&mut a.x, &a.branch, rows * weights.down_proj.weight.shape()[0]);
+        Ok(())
+    }
+
+    fn logits(
+        &self,
+        a: &mut Activations<Cpu>,
+        head: &Head<Cpu>,
+        spans: &[Span<'_, CpuCache>],
+    ) -> Result<()> {
+        let n_embd = head.lm_head.weight.shape()[1];
+        let rows = match a.pass.logit_rows {
+            LogitRows::All => a.pass.tokens.len(),
+            LogitRows::Last => {
+                // The last row of each span moves to the front, which is never behind it.
+                let mut end = 0;
+                for (i, span) in spans.iter().enumerate() {
+                    end += span.rows;
+                    a.x.copy_within((end - 1) * n_embd..end * n_embd, i * n_embd);
+                }
+                spans.len()
+            }
+        };
+        self.norm(&mut a.normed, &a.x, head.norm.as_ref(), rows, n_embd);
+        self.linear(&mut a.logits, &a.normed, &head.lm_head, rows);
+        Ok(())
+    }
+
+    fn read(
+        &self,
+        a: &mut Activations<Cpu>,
+        logits: &mut [f32],
+        hidden: &mut [f32],
+        first_hidden: usize,
+    ) -> Result<()> {
+        logits.copy_from_slice(&a.logits[..logits.len()]);
+        let from = first_hidden * a.shape.config.n_embd;
+        hidden.copy_from_slice(&a.normed[from..from + hidden.len()]);
+        Ok(())
+    }
+}
+
+impl Cpu {
+    /// `out[t] = norm(x[t])` for `rows` rows; a plain copy without weights. Both (T, n_embd).
     fn norm(
         &self,
-        out: &mut Vec<f32>,
-        x: &Vec<f32>,
+        out: &mut [f32],
+        x: &[f32],
         weights: Option<&NormWeights<Vec<f32>>>,
         rows: usize,
         n_embd: usize,
@@ -188,7 +352,8 @@ impl Backend for Cpu {
         }
     }
 
-    fn linear(&self, out: &mut Vec<f32>, x: &Vec<f32>, linear: &Linear<Cpu>, rows: usize) {
+    /// `out[t] = weight · x[t] + bias` for `rows` rows. `x`: (T, in_features), `out`: (T, out_features).
+    fn linear(&self, out: &mut [f32], x: &[f32], linear: &Linear<Cpu>, rows: usize) {
         let (out_features, in_features) = (linear.weight.shape()[0], linear.weight.shape()[1]);
         let out = &mut out[..rows * out_features];
         let x = &x[..rows * in_features];
@@ -200,60 +365,39 @@ impl Backend for Cpu {
         }
     }
 
-    fn rotate(
-        &self,
-        x: &mut Vec<f32>,
-        rotations: &Vec<f32>,
-        rows: usize,
-        n_head: usize,
-        head_dim: usize,
-    ) {
-        let x = x[..rows * n_head * head_dim].chunks_exact_mut(n_head * head_dim);
-        for (row, rotation) in x.zip(rotations.chunks_exact(head_dim)) {
+    /// Rotates the pairs (i, i + head_dim/2) of each head of each row.
+    /// `x`: (T, width), `rotations`: (T, head_dim/2, 2) with cosine and sine.
+    fn rotate(&self, x: &mut [f32], rotations: &[f32], width: usize, head_dim: usize) {
+        for (row, rotation) in x.chunks_exact_mut(width).zip(rotations.chunks_exact(head_dim)) {
             for head in row.chunks_exact_mut(head_dim) {
                 dispatch::rotate(self.isa, head, rotation);
             }
         }
     }
+}
 
-    fn attention(
-        &self,
-        out: &mut Vec<f32>,
-        q: &Vec<f32>,
-        k: &Vec<f32>,
-        v: &Vec<f32>,
-        layer: usize,
-        shape: &AttentionShape,
-        spans: &mut [Span<'_, CpuCache>],
-    ) {
-        let n_embd = shape.n_head * shape.head_dim;
-        let kv_dim = shape.n_kv_head * shape.head_dim;
-        let mut row = 0;
-        for span in spans {
-            for i in 0..span.rows {
-                let (k, v) =
-                    (&k[(row + i) * kv_dim..][..kv_dim], &v[(row + i) * kv_dim..][..kv_dim]);
-                store(span.cache, layer, span.pos + i, k, v);
+/// `out[t] = table[ids[t]]`. `table`: (n, width), `out`: (T, width); every id is below n.
+fn lookup(out: &mut [f32], table: &Tensor, ids: &[u32]) {
+    fn rows<E: scalar::Element>(out: &mut [f32], table: &[E], ids: &[u32], width: usize) {
+        for (out, id) in out.chunks_exact_mut(width).zip(ids) {
+            let row = &table[*id as usize * width..][..width];
+            for (out, row) in out.iter_mut().zip(row) {
+                *out = row.to_f32();
             }
-            for i in 0..span.rows {
-                let (q, out) =
-                    (&q[(row + i) * n_embd..][..n_embd], &mut out[(row + i) * n_embd..][..n_embd]);
-                attend(self.isa, out, q, span.cache, layer, span.pos + i, shape);
-            }
-            row += span.rows;
         }
     }
-
-    fn activate(&self, up: &mut Vec<f32>, gate: &Vec<f32>, ffn: Ffn, len: usize) {
-        dispatch::activate(self.isa, &mut up[..len], &gate[..len], ffn);
+    let width = table.shape()[1];
+    match table.data() {
+        TensorData::F32(table) => rows(out, table, ids, width),
+        TensorData::F16(table) => rows(out, table, ids, width),
+        TensorData::Bf16(table) => rows(out, table, ids, width),
     }
+}
 
-    fn copy_row(&self, out: &mut Vec<f32>, to: usize, x: &Vec<f32>, from: usize, width: usize) {
-        out[to * width..][..width].copy_from_slice(&x[from * width..][..width]);
-    }
-
-    fn read(&self, out: &mut [f32], x: &Vec<f32>) {
-        out.copy_from_slice(&x[..out.len()]);
+/// x += y for the first `len` numbers.
+fn add(x: &mut [f32], y: &[f32], len: usize) {
+    for (x, y) in x[..len].iter_mut().zip(&y[..len]) {
+        *x += y;
     }
 }
 

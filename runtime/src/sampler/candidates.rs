@@ -163,8 +163,8 @@ impl Candidates {
             return;
         }
         let (max, temperature) = (self.best().logit, self.temperature);
-        // Most are so far below that they need no exponential. The best one's share is exactly 1.
-        let surely_below = p.ln() - 0.01;
+        // The best one's share is exactly 1.
+        let surely_below = surely_below(p);
         self.list.retain(|candidate| {
             let x = (candidate.logit - max) / temperature;
             x >= surely_below && exp(x) >= p
@@ -231,6 +231,11 @@ impl Candidates {
         }
         self.sorted = false;
     }
+}
+
+/// Most candidates are so far below the largest logit that they need no exponential for min-p.
+pub(super) fn surely_below(p: f32) -> f32 {
+    p.ln() - 0.01
 }
 
 /// A logit that is no NaN, as one that can be sorted: finite, and the zeros equal.

@@ -213,6 +213,27 @@ impl fmt::Display for Stage {
     }
 }
 
+/// The usual chain without penalties, with the place in its random numbers: what a device needs to
+/// draw the same tokens by itself.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DrawOptions {
+    /// Key of the random numbers.
+    pub seed: u64,
+    /// Their counter: tokens drawn so far.
+    pub step: u64,
+    /// 0 takes the most likely token.
+    pub temperature: f32,
+    /// 1 is off.
+    pub top_p: f32,
+    /// 0 is off.
+    pub min_p: f32,
+    /// No token whose logit is further below the largest one, at temperature 1, reaches `min_p`;
+    /// -∞ if that is off.
+    pub surely_below: f32,
+    /// 0 is off.
+    pub top_k: u32,
+}
+
 /// Draws tokens one after the other. Shown, it is its seed and its stages in their order.
 #[derive(Debug)]
 pub struct Sampler {
@@ -351,6 +372,56 @@ impl Sampler {
             self.recent.pop_front();
         }
         self.recent.push_back(token);
+    }
+
+    /// The chain in numbers, if its stages are top-k, top-p, min-p and temperature in this order, each
+    /// at most once.
+    pub fn chain_as_draw(&self) -> Option<DrawOptions> {
+        let mut draw = DrawOptions {
+            seed: self.seed,
+            step: self.step,
+            temperature: 1.0,
+            top_p: 1.0,
+            min_p: 0.0,
+            surely_below: candidates::surely_below(0.0),
+            top_k: 0,
+        };
+        // Place of the last stage in the order.
+        let mut last = 0;
+        for stage in &self.stages {
+            let place = match stage {
+                Stage::LogitBias(_) | Stage::Penalties { .. } => return None,
+                Stage::TopK(k) => {
+                    // So many that all tokens are among them.
+                    draw.top_k = u32::try_from(*k).unwrap_or(0);
+                    1
+                }
+                Stage::TopP(p) => {
+                    draw.top_p = *p;
+                    2
+                }
+                Stage::MinP(p) => {
+                    draw.min_p = *p;
+                    draw.surely_below = candidates::surely_below(*p);
+                    3
+                }
+                Stage::Temperature(t) => {
+                    draw.temperature = *t;
+                    4
+                }
+            };
+            if place <= last {
+                return None;
+            }
+            last = place;
+        }
+        Some(draw)
+    }
+
+    /// As after `n` tokens that were drawn elsewhere, but that none of them counts as recent: for a
+    /// chain with penalties they are to be accepted too.
+    pub fn skip(&mut self, n: u64) {
+        self.step = self.step.wrapping_add(n);
     }
 
     /// As new, with the same chain: no recent tokens, and the random numbers from the start.

@@ -433,3 +433,67 @@ fn every_stage_does_what_a_naive_one_does() {
     }
     assert!(close < 5, "{close} cases differ at a threshold");
 }
+
+#[test]
+fn the_usual_chain_is_a_draw() {
+    let default = SamplerOptions::default;
+    let mut s = sampler(SamplerOptions { seed: 7, ..default() });
+    s.sample(&[0.0, 1.0]).expect("finite");
+    let draw = s.chain_as_draw().expect("no penalties");
+    let below = 0.05f32.ln() - 0.01;
+    let expected = DrawOptions {
+        seed: 7,
+        step: 1,
+        temperature: 0.8,
+        top_p: 0.95,
+        min_p: 0.05,
+        surely_below: below,
+        top_k: 40,
+    };
+    assert_eq!(draw, expected);
+
+    let off = DrawOptions {
+        seed: 0,
+        step: 0,
+        temperature: 1.0,
+        top_p: 1.0,
+        min_p: 0.0,
+        surely_below: f32::NEG_INFINITY,
+        top_k: 0,
+    };
+    assert_eq!(chain(&[]).chain_as_draw(), Some(off));
+    let greedy = Some(DrawOptions { temperature: 0.0, ..off });
+    assert_eq!(Sampler::greedy().chain_as_draw(), greedy);
+    let all = chain(&[Stage::TopK(usize::MAX), Stage::Temperature(2.0)]).chain_as_draw();
+    assert_eq!(all, Some(DrawOptions { temperature: 2.0, ..off }));
+}
+
+#[test]
+fn other_chains_are_no_draw() {
+    let penalties = sampler(SamplerOptions { repeat_penalty: 1.1, ..Default::default() });
+    assert_eq!(penalties.chain_as_draw(), None);
+    for stages in [
+        &[Stage::LogitBias(vec![])][..],
+        &[Stage::TopK(3), Stage::TopK(3)],
+        &[Stage::TopP(0.5), Stage::TopK(3)],
+        &[Stage::Temperature(1.0), Stage::MinP(0.5)],
+        &[Stage::TopK(3), Stage::MinP(0.5), Stage::TopP(0.5)],
+    ] {
+        assert_eq!(chain(stages).chain_as_draw(), None, "{stages:?}");
+    }
+}
+
+#[test]
+fn skipped_draws_are_those_of_another() {
+    let mut drawing = Sampler::chain(5);
+    let mut skipping = drawing.clone();
+    let logits = [0.0; 1000];
+    for n in [0, 1, 7] {
+        for _ in 0..n {
+            drawing.sample(&logits).expect("finite");
+        }
+        skipping.skip(n);
+        let drawn = drawing.sample(&logits).expect("finite");
+        assert_eq!(skipping.sample(&logits).expect("finite"), drawn);
+    }
+}

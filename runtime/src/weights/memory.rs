@@ -74,7 +74,7 @@ impl Tensor {
     }
 
     /// The elements as they lie there, little-endian.
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes.get()[self.offset..][..self.len * self.dtype.size()]
     }
 

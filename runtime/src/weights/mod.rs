@@ -192,6 +192,11 @@ impl Weights {
         self.0.tensors.values().map(|tensor| tensor.bytes().len()).sum()
     }
 
+    /// Every tensor with its name, in the order of the names.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.0.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
+    }
+
     /// A tensor by its name in `runtime/FORMAT.md`.
     ///
     /// # Errors

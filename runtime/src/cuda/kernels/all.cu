@@ -1,0 +1,10 @@
+// Every kernel in one translation unit: one module, loaded once.
+#include "embed.cu"
+#include "norm.cu"
+#include "linear.cu"
+#include "matmul.cu"
+#include "rotate.cu"
+#include "attention.cu"
+#include "prefill.cu"
+#include "activate.cu"
+#include "sample.cu"
