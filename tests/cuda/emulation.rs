@@ -9,7 +9,7 @@ use std::ptr::null_mut;
 
 use cudarc::driver::sys::{self, CUresult};
 use teeny_cuda_tests::{
-    Check, Emulator, Replacement, assert_fails, assert_passes, emulated_driver_of,
+    Check, Emulator, Replacement, TARGETS, assert_fails, assert_passes, emulated_driver_of,
 };
 
 const SUMS_READ: &str = "    block_sync(); // the sums are read, the next call may write them\n";
@@ -157,7 +157,7 @@ const PTX: &str = "// .entry hidden(\n.version 8.0\n.target sm_75\n.address_size
     .visible .entry sum_of_blocks(.param .u64 a, .param .u64 b, .param .u64 c)\n{\n\tret;\n}\n";
 
 fn library() -> PathBuf {
-    emulated_driver_of("probe.cu", &[])
+    emulated_driver_of("probe.cu", &TARGETS, &[])
 }
 
 /// A device with a context and a stream.

@@ -5,11 +5,14 @@
 //! | `emulation/emulation.h` | CUDA kernels as C++ on the CPU |
 //! | `emulation/driver.h` | a library that takes the place of NVIDIA's driver and runs the kernels so |
 //! | `checks/` | C++ programs that compare one kernel with plain loops |
+//! | `suite` | what the backend must do, on an emulated GPU and on a real one |
 //! | this library | builds the two, and hands the driver's controls to tests in Rust |
 //!
 //! What was built is kept beside the tests' programs, under a hash of all that it was made of.
 
 #![allow(unsafe_code)] // calls of the emulated driver's controls
+
+pub mod suite;
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_int};
@@ -177,21 +180,28 @@ fn objects(files: &[&str], replacements: &[Replacement<'_>], more: &[&str]) -> V
 /// Without a C++ compiler, if a source does not compile, or if what is to be replaced does not stand
 /// exactly once in its file.
 pub fn emulated_driver(replacements: &[Replacement<'_>]) -> PathBuf {
-    emulated_driver_of("all.cu", replacements)
+    emulated_driver_of("all.cu", &TARGETS, replacements)
 }
 
-/// As [`emulated_driver`], with the kernels of another source.
-pub fn emulated_driver_of(source: &str, replacements: &[Replacement<'_>]) -> PathBuf {
+/// As [`emulated_driver`], with the kernels of another source, and for some targets only.
+pub fn emulated_driver_of(
+    source: &str,
+    targets: &[u32],
+    replacements: &[Replacement<'_>],
+) -> PathBuf {
     let objects = objects(&[SCHEDULER.as_slice(), &DRIVER].concat(), replacements, &[]);
     let mut sources = sources(&[KERNELS, EMULATION], replacements);
     sources.retain(|name, _| !(name.ends_with(".cpp")) || name == "kernels.cpp");
     let objects: Vec<_> = objects.iter().map(|path| path.to_string_lossy()).collect();
     let objects: Vec<&str> = objects.iter().map(|path| &**path).collect();
-    let folder = built(&sources, &[objects.as_slice(), &[source]].concat(), |folder| {
+    let what = format!("{source} {targets:?}");
+    let folder = built(&sources, &[objects.as_slice(), &[&what]].concat(), |folder| {
+        fs::write(folder.join("nothing.cu"), "").expect("space on the disk");
         let mut args: Vec<String> =
             ["-shared", "-Wl,-soname,libcuda.so", "-Wl,-z,defs"].map(String::from).into();
         args.extend(objects.iter().map(|&path| path.to_owned()));
         for target in TARGETS {
+            let source = if targets.contains(&target) { source } else { "nothing.cu" };
             let object = format!("sm_{target}.o");
             let entries = format!("sm_{target}.inc");
             list_kernels(folder, source, target, &entries);
