@@ -124,6 +124,11 @@ enum teeny_status
      * A saved session of another model.
      */
     TEENY_MISMATCH = 16,
+    /**
+     * A GPU failed while it was in use. What it was doing has not happened; if the device is lost, so
+     * are the models and sessions on it, each of whose calls gives this status until they are freed.
+     */
+    TEENY_DEVICE = 17,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -317,9 +322,10 @@ typedef struct teeny_model_options {
      */
     size_t size;
     /**
-     * Where the model runs, ending in a zero byte: "cpu", or "auto" for the best device that this
-     * build and this machine have; NULL is "auto". "cuda" and "cuda:N" give TEENY_UNSUPPORTED in this
-     * version. Default NULL.
+     * Where the model runs, ending in a zero byte: "cpu"; "cuda" or "cuda:N" for an NVIDIA GPU, N
+     * counting from 0, TEENY_UNSUPPORTED if it is not there; "auto" for the first GPU if it can run the
+     * model, else the CPU; NULL is "cpu", which gives the same bits everywhere and is in no other
+     * program's way. Default NULL.
      */
     const char *device;
     /**
@@ -920,17 +926,19 @@ void teeny_session_free(struct teeny_session *session);
  * Fails with TEENY_INVALID_ARGUMENT for no token or one outside the vocabulary and with
  * TEENY_CONTEXT_FULL as the session's overflow says, and has fed nothing then; with TEENY_CANCELLED
  * or TEENY_OUT_OF_MEMORY it has fed the first tokens, `teeny_session_position` says how many, and
- * all is as if just those had been asked for. Cancelling is noticed every 64 tokens.
+ * all is as if just those had been asked for. Cancelling is noticed every 64 tokens, on a GPU every
+ * 1,024.
  */
 teeny_status teeny_session_feed(struct teeny_session *session, const uint32_t *tokens, size_t n);
 
 /**
- * Feeds one token: the step of a decoding loop. It gives the same logits, bit for bit, as feeding
- * it together with those before it.
+ * Feeds one token: the step of a decoding loop. It gives the same logits as feeding it together with
+ * those before it: bit for bit on the CPU, to rounding on a GPU.
  *
  * Fails as `teeny_session_feed`, and has fed nothing then.
  */
-teeny_status teeny_session_decode(struct teeny_session *session, uint32_t token);
+teeny_status teeny_session_decode(struct teeny_session *session,
+                                  uint32_t token);
 
 /**
  * The logits for the token that follows what was fed: `*len`, the size of the vocabulary, numbers.
@@ -970,13 +978,14 @@ teeny_status teeny_session_sample(struct teeny_session *session,
 size_t teeny_session_position(const struct teeny_session *session);
 
 /**
- * Goes back to the first `position` tokens: all is, bit for bit, as if no more had been fed, the
- * logits included. Takes the time of one token; 0 is `teeny_session_reset`.
+ * Goes back to the first `position` tokens: all is as if no more had been fed, the logits included, on
+ * the CPU bit for bit. Takes the time of one token; 0 is `teeny_session_reset`.
  *
  * Fails with TEENY_INVALID_ARGUMENT for more tokens than there are, or so few that what they need
  * has left the context; nothing has changed then.
  */
-teeny_status teeny_session_truncate(struct teeny_session *session, size_t position);
+teeny_status teeny_session_truncate(struct teeny_session *session,
+                                    size_t position);
 
 /**
  * Makes a second session at the same point, from which both go on by themselves. Keys and values
@@ -1031,7 +1040,7 @@ teeny_status teeny_session_save_file(const struct teeny_session *session, const 
 
 /**
  * Becomes the session that was saved: it goes on bit for bit as that one would have, with its own
- * overflow. The bytes may come from anyone.
+ * overflow; on another device than the one that saved it, to rounding. The bytes may come from anyone.
  *
  * Fails with TEENY_FORMAT for bytes that are damaged or no saved session, TEENY_MISMATCH for one of
  * another model (or of another `dtype` or `max_seq_len` of it), TEENY_CONTEXT_FULL for one with more

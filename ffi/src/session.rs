@@ -237,7 +237,8 @@ pub unsafe extern "C" fn teeny_session_free(session: *mut teeny_session) {
 /// Fails with TEENY_INVALID_ARGUMENT for no token or one outside the vocabulary and with
 /// TEENY_CONTEXT_FULL as the session's overflow says, and has fed nothing then; with TEENY_CANCELLED
 /// or TEENY_OUT_OF_MEMORY it has fed the first tokens, `teeny_session_position` says how many, and
-/// all is as if just those had been asked for. Cancelling is noticed every 64 tokens.
+/// all is as if just those had been asked for. Cancelling is noticed every 64 tokens, on a GPU every
+/// 1,024.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn teeny_session_feed(
     session: *mut teeny_session,
@@ -253,8 +254,8 @@ pub unsafe extern "C" fn teeny_session_feed(
     })
 }
 
-/// Feeds one token: the step of a decoding loop. It gives the same logits, bit for bit, as feeding
-/// it together with those before it.
+/// Feeds one token: the step of a decoding loop. It gives the same logits as feeding it together with
+/// those before it: bit for bit on the CPU, to rounding on a GPU.
 ///
 /// Fails as `teeny_session_feed`, and has fed nothing then.
 #[unsafe(no_mangle)]
@@ -367,8 +368,8 @@ pub unsafe extern "C" fn teeny_session_position(session: *const teeny_session) -
     })
 }
 
-/// Goes back to the first `position` tokens: all is, bit for bit, as if no more had been fed, the
-/// logits included. Takes the time of one token; 0 is `teeny_session_reset`.
+/// Goes back to the first `position` tokens: all is as if no more had been fed, the logits included, on
+/// the CPU bit for bit. Takes the time of one token; 0 is `teeny_session_reset`.
 ///
 /// Fails with TEENY_INVALID_ARGUMENT for more tokens than there are, or so few that what they need
 /// has left the context; nothing has changed then.

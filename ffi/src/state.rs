@@ -53,7 +53,7 @@ pub unsafe extern "C" fn teeny_session_save_file(
 }
 
 /// Becomes the session that was saved: it goes on bit for bit as that one would have, with its own
-/// overflow. The bytes may come from anyone.
+/// overflow; on another device than the one that saved it, to rounding. The bytes may come from anyone.
 ///
 /// Fails with TEENY_FORMAT for bytes that are damaged or no saved session, TEENY_MISMATCH for one of
 /// another model (or of another `dtype` or `max_seq_len` of it), TEENY_CONTEXT_FULL for one with more

@@ -23,6 +23,28 @@ pub struct BatchEntry<'a, B: Backend = Cpu> {
 
 /// Sessions of one model that take a step together, each at its own length. What a session returns is
 /// what it would return alone: bit for bit on the CPU, to rounding on a GPU.
+///
+/// ```no_run
+/// use std::sync::Arc;
+/// use teeny_runtime::{Batch, BatchEntry, Cpu, Model, Overflow, Sampler, Session, Weights};
+///
+/// # fn main() -> teeny_runtime::Result<()> {
+/// let weights = Weights::map("data/shakespeare.safetensors".as_ref())?;
+/// let model = Arc::new(Model::load(Cpu::new(), &weights)?); // or Cuda::new(0)?
+/// let mut first = Session::new(&model, Overflow::Slide)?;
+/// let mut second = first.fork()?;
+/// let mut batch = Batch::new(&model);
+/// batch.decode(&mut [(&mut first, 17), (&mut second, 4)])?; // one token for each session
+///
+/// let (mut one, mut other) = (Sampler::greedy(), Sampler::new(Default::default())?);
+/// let mut entries = [
+///     BatchEntry { session: &mut first, sampler: &mut one, token: 5 },
+///     BatchEntry { session: &mut second, sampler: &mut other, token: 6 },
+/// ];
+/// let tokens = batch.generate(&mut entries, 32)?; // 32 tokens for each: (32, 2)
+/// # Ok(())
+/// # }
+/// ```
 pub struct Batch<B: Backend = Cpu> {
     model: Arc<Model<B>>,
     logits: Vec<f32>, // (rows of a pass, vocab_size)

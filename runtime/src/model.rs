@@ -132,7 +132,7 @@ impl<B: Backend> Model<B> {
     /// `a`, in order, for [`Model::read`].
     ///
     /// `tokens`: one id below vocab_size for each row of the spans, in order. The caller keeps the
-    /// rows within [`Model::limits`] and `a.shape`, and positions without gaps.
+    /// rows within [`Backend::limits`] and `a.shape`, and positions without gaps.
     ///
     /// # Errors
     /// No memory for keys and values; the caches are then as before. A device that is lost.

@@ -71,7 +71,8 @@ impl CancelFlag {
 /// A sequence of tokens that a model has seen, and the logits for the next one.
 ///
 /// The logits depend on the sequence alone: feeding it at once, token by token, or in any pieces
-/// gives the same bits, and so does going back to an earlier token.
+/// gives the same bits on the CPU, and so does going back to an earlier token. On a GPU pieces of
+/// different sizes run different kernels, and agree to rounding.
 pub struct Session<B: Backend = Cpu> {
     pub(crate) model: Arc<Model<B>>,
     overflow: Overflow,

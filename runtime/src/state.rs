@@ -2,7 +2,8 @@
 //!
 //! All numbers are little-endian. Nothing in the bytes is trusted: lengths are checked against each
 //! other and against what is there before anything is allocated or read, and a checksum finds what is
-//! damaged. Restoring fails or gives a session that goes on bit for bit as the saved one would.
+//! damaged. Restoring fails or gives a session that goes on bit for bit as the saved one would; on another
+//! device, to rounding.
 //!
 //! | bytes | what |
 //! |---|---|

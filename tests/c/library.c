@@ -18,11 +18,11 @@ static void status_names(void) {
         "TEENY_CONTEXT_FULL", "TEENY_OUT_OF_MEMORY",    "TEENY_CANCELLED",
         "TEENY_PANIC",        "TEENY_OTHER",            "TEENY_INVALID_HANDLE",
         "TEENY_BUSY",         "TEENY_BUFFER_TOO_SMALL", "TEENY_NOT_FOUND",
-        "TEENY_UNSUPPORTED",  "TEENY_MISMATCH",
+        "TEENY_UNSUPPORTED",  "TEENY_MISMATCH",         "TEENY_DEVICE",
     };
     const int n = sizeof names / sizeof names[0];
     int i;
-    CHECK(n == TEENY_MISMATCH + 1);
+    CHECK(n == TEENY_DEVICE + 1);
     for (i = 0; i < n; i++) {
         CHECK(strcmp(teeny_status_name((teeny_status)i), names[i]) == 0);
     }

@@ -21,7 +21,7 @@ static unsigned char *saved;
 static size_t saved_len;
 static unsigned char *model_bytes;
 static size_t model_len;
-static long counts[TEENY_MISMATCH + 1];
+static long counts[TEENY_DEVICE + 1];
 
 static uint32_t below(uint32_t n) {
     return random_bits(&seed) % n;
@@ -88,7 +88,7 @@ static const char *some_text(size_t *len) {
 
 static void count(teeny_status status) {
     const char *message = teeny_last_error();
-    if (status < 0 || status > TEENY_MISMATCH || status == TEENY_PANIC ||
+    if (status < 0 || status > TEENY_DEVICE || status == TEENY_PANIC ||
         (status == TEENY_OK) != (*message == '\0')) {
         fprintf(stderr, "status %d: %s\n", (int)status, message);
         CHECK(!"a known status, with a message unless it is TEENY_OK");

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use std::ffi::c_void;
 use std::path::PathBuf;
 use std::ptr::null_mut;
+use std::sync::OnceLock;
 
 use cudarc::driver::sys::{self, CUresult};
 use teeny_cuda_tests::{
@@ -157,7 +158,8 @@ const PTX: &str = "// .entry hidden(\n.version 8.0\n.target sm_75\n.address_size
     .visible .entry sum_of_blocks(.param .u64 a, .param .u64 b, .param .u64 c)\n{\n\tret;\n}\n";
 
 fn library() -> PathBuf {
-    emulated_driver_of("probe.cu", &TARGETS, &[])
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
+    LIBRARY.get_or_init(|| emulated_driver_of("probe.cu", &TARGETS, &[])).clone()
 }
 
 /// A device with a context and a stream.

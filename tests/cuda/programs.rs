@@ -107,12 +107,12 @@ int main(int argc, char **argv) {
         generate.stop = NULL;
         status = teeny_session_generate(session, NULL, "AB", 2, &generate, print, NULL);
     }
-    size_t position = 0;
     if (status == TEENY_OK) {
-        status = teeny_session_position(session, &position);
-        printf("\n%zu\n", position);
+        printf("\n%zu\n", teeny_session_position(session));
     }
-    fprintf(stderr, "%s %s\n", teeny_status_name(status), teeny_last_error());
+    if (status != TEENY_OK) {
+        fprintf(stderr, "%s %s\n", teeny_status_name(status), teeny_last_error());
+    }
     teeny_session_free(session);
     teeny_model_free(model);
     return (int)status;

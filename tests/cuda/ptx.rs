@@ -152,7 +152,11 @@ fn every_kernel_is_in_every_file_and_in_the_budget() {
     let mut wanted = BTreeSet::new();
     for (file, targets) in TARGETS {
         assert!(!all[file].is_empty(), "{file}.ptx has no kernels");
-        assert_eq!(all[file], all["sm_75"], "{file}.ptx has other kernels than sm_75.ptx");
+        // Turing has no tensor cores for prompts' attention.
+        let prompts = |kernel: &&String| file == "sm_75" || !kernel.starts_with("prefill_");
+        let both: Vec<_> = all[file].iter().filter(prompts).collect();
+        let expected: Vec<_> = all["sm_75"].iter().collect();
+        assert_eq!(both, expected, "{file}.ptx has other kernels than sm_75.ptx");
         for target in targets {
             for kernel in &all[file] {
                 wanted.insert((kernel.clone(), (*target).to_owned()));

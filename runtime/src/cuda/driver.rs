@@ -106,10 +106,11 @@ fn driver(index: usize) -> Result<usize> {
 }
 
 impl Context {
-    /// The context of device `index`, shared by all who have it open.
+    /// The context of device `index`, shared by all who have it open. Whoever is first loads the kernels,
+    /// which the driver compiles for the device once and keeps in its cache.
     ///
     /// # Errors
-    /// As [`Context::open`].
+    /// [`Error::NoDevice`] without driver or device, or with one that is too old.
     pub fn shared(index: usize) -> Result<Arc<Context>> {
         static OPEN: Mutex<Vec<Weak<Context>>> = Mutex::new(Vec::new());
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -123,11 +124,7 @@ impl Context {
         Ok(context)
     }
 
-    /// Opens device `index` and loads the kernels, which the driver compiles for it the first time and
-    /// keeps in its cache.
-    ///
-    /// # Errors
-    /// [`Error::NoDevice`] without driver or device, or with one that is too old.
+    /// As [`Context::shared`], a new one.
     fn open(index: usize) -> Result<Arc<Context>> {
         let count = driver(index)?;
         if index >= count {

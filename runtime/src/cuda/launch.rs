@@ -22,6 +22,8 @@ pub const MAX_SPLITS: usize = 32;
 const MATMUL_TILE: u32 = 64;
 /// Columns of x that a block of small tiles takes at a time.
 const MATMUL_DEPTH: u32 = 128;
+/// Most rows of a matrix of weights: a grid has no more than 65,535 rows of blocks.
+pub const MAX_ROWS: usize = 65_535 * MATMUL_TILE as usize / 2;
 /// So many large tiles fill any device. Numbers, and not what this device has, so that a model takes the
 /// same sums on every GPU.
 const MATMUL_LARGE: u32 = 192;
@@ -276,7 +278,8 @@ pub struct Kernels {
     matmul: [Function; 3],
     rotate: Function,
     attention: Function,
-    prefill: [(usize, Function); 3],
+    /// By the widest head. None before Ampere.
+    prefill: Vec<(usize, Function)>,
     activate: Function,
     sample: Function,
 }
@@ -302,7 +305,11 @@ impl Kernels {
             matmul: [f(c"matmul_f32")?, f(c"matmul_f16")?, f(c"matmul_bf16")?],
             rotate: f(c"rotate")?,
             attention: f(c"attention")?,
-            prefill: [(32, f(c"prefill_32")?), (64, f(c"prefill_64")?), (128, f(c"prefill_128")?)],
+            prefill: if context.capability < 80 {
+                Vec::new()
+            } else {
+                vec![(32, f(c"prefill_32")?), (64, f(c"prefill_64")?), (128, f(c"prefill_128")?)]
+            },
             activate: f(c"activate")?,
             sample: f(c"sample")?,
         })
@@ -316,8 +323,8 @@ impl Kernels {
     }
 
     /// Whether a prefill kernel is made for such heads.
-    pub fn prefills(head_dim: usize) -> bool {
-        head_dim <= 128
+    pub fn prefills(&self, head_dim: usize) -> bool {
+        self.prefill.iter().any(|(most, _)| head_dim <= *most)
     }
 
     /// x = embeddings. A block for each row.

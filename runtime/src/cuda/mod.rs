@@ -35,7 +35,7 @@ use self::cache::CudaCache;
 use self::driver::{Context, Memory};
 use self::launch::{
     ActivateArgs, Address, AttentionArgs, EmbedArgs, Kernels, LINEAR_ROWS, LinearArgs,
-    LinearMatrix, MAX_HEAD_DIM, MatmulArgs, Norm, NormArgs, RotateArgs,
+    LinearMatrix, MAX_HEAD_DIM, MAX_ROWS, MatmulArgs, Norm, NormArgs, RotateArgs,
 };
 use self::pass::CudaPass;
 use crate::backend::{
@@ -283,6 +283,12 @@ impl Backend for Cuda {
             tensor.shape().len() == 2
                 && tensor.shape()[0].saturating_mul(ld(tensor.shape()[1])) > most
         };
+        let too_many_rows =
+            |tensor: &Tensor| tensor.shape().len() == 2 && tensor.shape()[0] > MAX_ROWS;
+        if let Some((name, tensor)) = weights.tensors().find(|(_, tensor)| too_many_rows(tensor)) {
+            let found = format!("{name} of {} rows", tensor.shape()[0]);
+            return refuse(found, &format!("matrices of up to {MAX_ROWS} rows"));
+        }
         if let Some((name, tensor)) = weights.tensors().find(|(_, tensor)| too_large(tensor)) {
             let found = format!("{name} of {} elements", tensor.len());
             return refuse(found, &format!("matrices of up to {most} elements"));
@@ -509,7 +515,7 @@ impl Backend for Cuda {
                 n_rows: u(rows.len()),
                 ..args
             };
-            if span.one_session && Kernels::prefills(shape.head_dim) {
+            if span.one_session && self.kernels.prefills(shape.head_dim) {
                 self.kernels.prefill(&pass.stream, &at(span.rows.clone()))?;
                 continue;
             }

@@ -159,12 +159,13 @@ DEVICE void score_page(
         load_keys(k, keys, start, head_ld, low, high);
     }
     sum_over_lanes<KEYS * G>(dots);
-    // Two lanes now hold the G sums of one key.
+    // Two lanes now hold the G sums of one key; of a single head both hold the one sum.
     static_assert(KEYS * 2 == LANES, "two lanes for each key");
     u32 key = threadIdx.x / LANES + lane / 2 * (THREADS / LANES);
     u32 g = lane % 2 * (G / 2);
     bool visible = key >= low && key <= high;
     float away = (float)(distance - key);
+    if (G == 1 && lane % 2 == 1) return;
 #pragma unroll
     for (u32 j = 0; j < (G + 1) / 2; j++)
         s.scores[(g + j) * PAGE + key] = visible ? fmaf(-s.slopes[g + j], away, dots[j] * scale) : -INFINITY;

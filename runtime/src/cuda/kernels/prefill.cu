@@ -1,7 +1,9 @@
 // Causal attention of consecutive rows of one session, whose keys and values are all stored already. Scores
-// exist for one tile of keys at a time (online softmax). From Ampere on with tensor cores, each f32 operand
-// as the sum of two bf16 numbers, before that in plain f32.
+// exist for one tile of keys at a time (online softmax). By tensor cores, each f32 operand as the sum of two
+// bf16 numbers: from Ampere on. Turing's know no bf16; there prompts go through attention.cu, row by row.
 #include "device.cuh"
+
+#if __CUDA_ARCH__ >= 800
 
 namespace prefill {
 
@@ -71,8 +73,6 @@ template <u32 N, int LANES> DEVICE float weigh(float (&score)[N], float &maximum
     total = fmaf(total, rescale, sum);
     return rescale;
 }
-
-#if __CUDA_ARCH__ >= 800
 
 // A warp owns 16 rows of queries, as one tile of mma_bf16; lane = 4 * group + t holds rows group and group + 8.
 constexpr u32 ROWS = 64;
@@ -304,144 +304,6 @@ template <u32 HD> DEVICE void attend(const AttentionArgs &a, const Tile &tile, c
     }
 }
 
-#else
-
-// 16 lanes share four rows: each has every 16th key of a tile and every 16th column.
-constexpr u32 ROWS = 32;
-constexpr u32 KEYS = 32; // of a tile: half a page
-constexpr u32 OWN_ROWS = 4;
-constexpr u32 LANES = 16;
-constexpr u32 OWN_KEYS = KEYS / LANES;
-constexpr u32 WEIGHTS_LD = KEYS + 4;
-
-// Four columns more, so that lanes that read a column of eight keys meet in no bank.
-template <u32 HD> constexpr u32 PADDED = HD + 4;
-
-template <u32 HD> constexpr u32 SHARED_FLOATS = (ROWS + KEYS) * PADDED<HD> + ROWS * WEIGHTS_LD;
-
-// KEYS rows of keys or values as (KEYS, PADDED), zeros outside low..=high.
-template <u32 HD>
-DEVICE void stage(float *shared, const float *from, u32 head_ld, u32 low, u32 high) {
-#pragma unroll 8
-    for (u32 i = threadIdx.x; i < KEYS * HD / 4; i += THREADS) {
-        u32 key = i / (HD / 4);
-        u32 column = i % (HD / 4) * 4;
-        float4_t k{0.0f, 0.0f, 0.0f, 0.0f};
-        if (key >= low && key <= high && column < head_ld) k = load4(from + key * head_ld + column);
-        *(float4_t *)(shared + key * PADDED<HD> + column) = k;
-    }
-}
-
-template <u32 HD> DEVICE void attend(const AttentionArgs &a, const Tile &tile, const u64 *table, float *buffer) {
-    constexpr u32 LD = PADDED<HD>;
-    constexpr u32 COLUMNS = HD / LANES;
-    float *q = buffer;              // (ROWS, LD)
-    float *shared = q + ROWS * LD;  // (KEYS, LD): keys, then values
-    u32 lane = threadIdx.x % LANES;
-    u32 first = threadIdx.x / LANES * OWN_ROWS;
-    float *weights = shared + KEYS * LD + first * WEIGHTS_LD; // (OWN_ROWS, WEIGHTS_LD), of this half warp
-    u32 head_dim = a.kv.head_dim;
-    u32 head_ld = a.kv.head_ld;
-
-    for (u32 i = threadIdx.x; i < ROWS * HD; i += THREADS) {
-        u32 row = i / HD;
-        u32 column = i % HD;
-        const float *from = a.q + (u64)(tile.first_row + row) * a.q_ld + tile.head * head_dim + column;
-        q[row * LD + column] = row < tile.n && column < head_dim ? *from : 0.0f;
-    }
-    float sums[OWN_ROWS][COLUMNS], maximum[OWN_ROWS], total[OWN_ROWS];
-#pragma unroll
-    for (u32 r = 0; r < OWN_ROWS; r++) {
-        maximum[r] = -INFINITY;
-        total[r] = 0.0f;
-#pragma unroll
-        for (u32 c = 0; c < COLUMNS; c++) sums[r][c] = 0.0f;
-    }
-
-    for (u64 start = tile.from / KEYS * KEYS; start <= tile.to; start += KEYS) {
-        u32 ring = ring_page(start / PAGE, a.kv.slots);
-        u32 low = tile.from > start ? (u32)(tile.from - start) : 0;
-        u32 high = tile.to - start < KEYS ? (u32)(tile.to - start) : KEYS - 1;
-        const float *keys = page_keys(table, a.kv, ring * PAGE, tile.kv_head) + (u32)(start % PAGE) * head_ld;
-        stage<HD>(shared, keys, head_ld, low, high);
-        block_sync();
-        float dots[OWN_ROWS][OWN_KEYS];
-#pragma unroll
-        for (u32 r = 0; r < OWN_ROWS; r++)
-#pragma unroll
-            for (u32 i = 0; i < OWN_KEYS; i++) dots[r][i] = 0.0f;
-#pragma unroll 4
-        for (u32 column = 0; column < HD; column += 4) {
-            float4_t k[OWN_KEYS];
-#pragma unroll
-            for (u32 i = 0; i < OWN_KEYS; i++) k[i] = load4(shared + (lane + i * LANES) * LD + column);
-#pragma unroll
-            for (u32 r = 0; r < OWN_ROWS; r++) {
-                float4_t x = load4(q + (first + r) * LD + column);
-#pragma unroll
-                for (u32 i = 0; i < OWN_KEYS; i++) {
-                    dots[r][i] = fmaf(x.x, k[i].x, dots[r][i]);
-                    dots[r][i] = fmaf(x.y, k[i].y, dots[r][i]);
-                    dots[r][i] = fmaf(x.z, k[i].z, dots[r][i]);
-                    dots[r][i] = fmaf(x.w, k[i].w, dots[r][i]);
-                }
-            }
-        }
-#pragma unroll
-        for (u32 r = 0; r < OWN_ROWS; r++) {
-            // Of the tile's first position. A tile is at most window + ROWS before its last row.
-            long long distance = (long long)(tile.start + first + r - start);
-#pragma unroll
-            for (u32 i = 0; i < OWN_KEYS; i++)
-                dots[r][i] = score_of(dots[r][i], (int)(distance - (lane + i * LANES)), a.window, a.scale, tile.slope);
-            float rescale = weigh<OWN_KEYS, LANES>(dots[r], maximum[r], total[r]);
-#pragma unroll
-            for (u32 i = 0; i < OWN_KEYS; i++) weights[r * WEIGHTS_LD + lane + i * LANES] = dots[r][i];
-#pragma unroll
-            for (u32 c = 0; c < COLUMNS; c++) sums[r][c] *= rescale;
-        }
-        // The values take the place of the keys.
-        block_sync();
-        stage<HD>(shared, keys + PAGE * head_ld, head_ld, low, high);
-        block_sync();
-#pragma unroll 2
-        for (u32 key = 0; key < KEYS; key += 4) {
-            float4_t w[OWN_ROWS];
-#pragma unroll
-            for (u32 r = 0; r < OWN_ROWS; r++) w[r] = load4(weights + r * WEIGHTS_LD + key);
-#pragma unroll
-            for (u32 c = 0; c < COLUMNS; c++) {
-                const float *v = shared + key * LD + c * LANES + lane;
-#pragma unroll
-                for (u32 r = 0; r < OWN_ROWS; r++) {
-                    sums[r][c] = fmaf(w[r].x, v[0], sums[r][c]);
-                    sums[r][c] = fmaf(w[r].y, v[LD], sums[r][c]);
-                    sums[r][c] = fmaf(w[r].z, v[2 * LD], sums[r][c]);
-                    sums[r][c] = fmaf(w[r].w, v[3 * LD], sums[r][c]);
-                }
-            }
-        }
-        // The next tile's keys take the place of the values.
-        block_sync();
-    }
-
-#pragma unroll
-    for (u32 r = 0; r < OWN_ROWS; r++) {
-#pragma unroll
-        for (int mask = LANES / 2; mask > 0; mask /= 2) total[r] += shuffle_xor(total[r], mask);
-        u32 row = first + r;
-        float scale = 1.0f / total[r];
-        float *out = a.out + (u64)(tile.first_row + row) * a.out_ld + tile.head * head_dim;
-#pragma unroll
-        for (u32 c = 0; c < COLUMNS; c++) {
-            u32 column = c * LANES + lane;
-            if (row < tile.n && column < head_dim) out[column] = sums[r][c] * scale;
-        }
-    }
-}
-
-#endif
-
 template <u32 HD> DEVICE void run(const AttentionArgs &a, float *buffer) {
     const u64 *table = a.rows[0].table;
     u32 tiles = (a.n_rows + ROWS - 1) / ROWS;
@@ -463,3 +325,5 @@ PREFILL(32)
 PREFILL(64)
 PREFILL(128)
 #undef PREFILL
+
+#endif
