@@ -327,7 +327,7 @@ struct Ahead {
     tokens: VecDeque<u32>,
     /// What is copied to `tokens`; kept for its memory.
     drawn: Vec<u32>,
-    /// Steps to take at once, by how long the last ones took.
+    /// Steps to take at once, by how long the last ones took; 0 before any.
     steps: usize,
 }
 
@@ -345,7 +345,9 @@ impl Ahead {
         most: usize,
     ) -> Result<usize> {
         let room = session.room().unwrap_or(usize::MAX);
-        let steps = self.steps.clamp(4, MOST_STEPS).min(most).min(room);
+        // A few at first, to see how long they take.
+        let steps = if self.steps == 0 { 4 } else { self.steps };
+        let steps = steps.min(MOST_STEPS).min(most).min(room);
         if steps < 2 {
             return Ok(0);
         }
@@ -356,7 +358,8 @@ impl Ahead {
         self.tokens.extend(&self.drawn);
         if fed > 0 {
             let step = start.elapsed().as_nanos().max(1) / fed as u128;
-            self.steps = usize::try_from(Ahead::AT_ONCE.as_nanos() / step).unwrap_or(MOST_STEPS);
+            let steps = (Ahead::AT_ONCE.as_nanos() / step).max(1);
+            self.steps = usize::try_from(steps).unwrap_or(MOST_STEPS);
         }
         Ok(fed)
     }

@@ -54,8 +54,9 @@ pub fn every_configuration_decodes_as_on_the_cpu(on_device: OnDevice<'_>) {
         let file = RandomModel::new(config, dtype, 41);
         let mut cpu = session(&file.load(Cpu::new()));
         let mut cuda = session(&file.load(Cuda::new(0).expect("an emulated device")));
-        // Past the context of 24.
-        for (pos, token) in random_tokens(27, config.vocab_size, 42).into_iter().enumerate() {
+        // Every fourth past the context of 24.
+        let n = if i % 4 == 0 { 27 } else { 6 };
+        for (pos, token) in random_tokens(n, config.vocab_size, 42).into_iter().enumerate() {
             let what = format!("{} {} at {pos}", dtype.name(), describe(config));
             let expected = cpu.decode(token).expect("in the vocabulary");
             assert_close(cuda.decode(token).expect("a device"), expected, F32, &what);
@@ -83,7 +84,7 @@ pub fn prompts_in_pieces_of_any_size_agree_with_the_cpu(on_device: OnDevice<'_>)
         let mut expected = Vec::new();
         cpu.prefill_each(&tokens, &mut |_, logits| expected.push(logits.to_vec()))
             .expect("in the vocabulary");
-        for piece in [7, 65, 210] {
+        for piece in [9, 65, 210].into_iter().skip(i % 2) {
             let mut cuda = session(&cuda);
             let mut fed = 0;
             for piece in tokens.chunks(piece) {
@@ -92,6 +93,9 @@ pub fn prompts_in_pieces_of_any_size_agree_with_the_cpu(on_device: OnDevice<'_>)
                 let what = format!("{} pieces at {fed}", describe(&config));
                 assert_close(found, &expected[fed - 1], SPLIT, &what);
             }
+        }
+        if i % 2 == 0 {
+            continue;
         }
         let mut cuda = session(&cuda);
         cuda.prefill_each(&tokens, &mut |at, logits| {
