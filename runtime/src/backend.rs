@@ -16,7 +16,6 @@ use std::ops::Range;
 use crate::config::{Ffn, ModelConfig};
 use crate::error::Result;
 use crate::kv_cache::KvShape;
-use crate::sampler::DrawOptions;
 use crate::weights::{Tensor, Weights};
 
 /// The rows of one session in a forward pass, in the order of their positions.
@@ -142,6 +141,27 @@ pub struct PassLimits {
     pub logit_rows: usize,
     /// Bytes that activations may take, even if the weights take fewer.
     pub bytes: usize,
+}
+
+/// A sampler's usual chain without penalties, with the place in its random numbers: what a device needs
+/// to draw the same tokens by itself.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DrawOptions {
+    /// Key of the random numbers.
+    pub seed: u64,
+    /// Their counter: tokens drawn so far.
+    pub step: u64,
+    /// 0 takes the most likely token.
+    pub temperature: f32,
+    /// 1 is off.
+    pub top_p: f32,
+    /// 0 is off.
+    pub min_p: f32,
+    /// No token whose logit is further below the largest one, at temperature 1, reaches `min_p`;
+    /// -∞ if that is off.
+    pub surely_below: f32,
+    /// 0 is off.
+    pub top_k: u32,
 }
 
 /// What differs from pass to pass.

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::alloc::{reserve, zeros};
-use crate::backend::{Activations, Backend, LogitRows, Span};
+use crate::backend::{Activations, Backend, DrawOptions, LogitRows, Span};
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::sampler::{DrawOptions, Sampler};
+use crate::sampler::Sampler;
 use crate::session::Session;
 
 /// One session of a [`Batch`], with what it is fed and how it goes on.

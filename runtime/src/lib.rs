@@ -24,7 +24,7 @@
 //! | [`session`] | one sequence: prefill, decode, rollback, fork, overflow | model |
 //! | [`batch`] | many sessions that decode together | session, sampler |
 //! | [`state`] | sessions saved and restored | session, format |
-//! | [`sampler`] | logits to a token; knows nothing of models | cpu, for its exponential |
+//! | [`sampler`] | logits to a token; knows nothing of models | cpu, for its exponential; backend, for what a device may draw |
 //! | [`generate`](mod@generate) | text as a stream, with stop conditions | session, sampler |
 //! | [`score`](mod@score) | how likely a text is | session |
 //!

@@ -5,15 +5,14 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::alloc::zeros;
 use crate::backend::{
-    Activations, AttentionShape, AttentionWeights, Backend, Embedding, FfnWeights, Head, Linear,
-    LogitRows, NormWeights, PassInputs, PassShape, PositionWeights, Span,
+    Activations, AttentionShape, AttentionWeights, Backend, DrawOptions, Embedding, FfnWeights,
+    Head, Linear, LogitRows, NormWeights, PassInputs, PassShape, PositionWeights, Span,
 };
 use crate::config::{Ffn, ModelConfig, Norm, PositionalEncoding};
 use crate::error::{Error, Result};
 use crate::format::{SINUSOID_DIM, names};
 use crate::kv_cache::KvShape;
 use crate::position::{Frequencies, alibi_slopes};
-use crate::sampler::DrawOptions;
 use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
 

@@ -4,7 +4,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::driver::{Context, Memory, bytes_of, bytes_of_mut};
+use super::driver::Context;
+use super::memory::{Memory, bytes_of, bytes_of_mut};
 use crate::alloc::{reserve, zeros};
 use crate::error::Result;
 use crate::kv_cache::{KvShape, PAGE};

@@ -1,10 +1,9 @@
-//! The CUDA driver, as far as teeny uses it: what is made is freed when it is dropped, and every call's
-//! result is checked. Over cudarc's bindings, which load the driver's library when they are first used.
+//! The CUDA driver: devices, their contexts with the kernels loaded. What is made is freed when it is
+//! dropped, and every call's result is checked, here and in the files beside. Over cudarc's bindings, which load the driver's library when they are first used.
 
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, c_void};
-use std::mem::{MaybeUninit, size_of};
+use std::ffi::CStr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use cudarc::driver::sys::{self, CUresult};
@@ -24,7 +23,7 @@ pub struct Context {
     context: sys::CUcontext,
     module: sys::CUmodule,
     /// For copies and fills outside of passes.
-    stream: sys::CUstream,
+    pub(super) stream: sys::CUstream,
     /// The device's name as the driver gives it, such as "NVIDIA H100 PCIe".
     pub name: String,
     /// Compute capability, such as 90.
@@ -190,15 +189,15 @@ impl Context {
     }
 
     /// An error of a call that failed.
-    fn error(&self, action: &'static str, result: CUresult) -> Error {
+    pub(super) fn error(&self, action: &'static str, result: CUresult) -> Error {
         Error::Device { device: self.device(), action, message: message(result) }
     }
 
-    fn checked(&self, action: &'static str, result: CUresult) -> Result<()> {
+    pub(super) fn checked(&self, action: &'static str, result: CUresult) -> Result<()> {
         check(result).map_err(|e| self.error(action, e))
     }
 
-    fn allocated(
+    pub(super) fn allocated(
         &self,
         action: &'static str,
         result: CUresult,
@@ -226,7 +225,7 @@ impl Context {
         Ok(Function(function))
     }
 
-    fn new_stream(&self) -> Result<sys::CUstream> {
+    pub(super) fn new_stream(&self) -> Result<sys::CUstream> {
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         let mut stream = std::ptr::null_mut();
         // SAFETY: writes a handle.
@@ -244,7 +243,7 @@ impl Context {
     }
 
     /// Waits until all copies and fills outside of passes are done.
-    fn settle(&self, action: &'static str) -> Result<()> {
+    pub(super) fn settle(&self, action: &'static str) -> Result<()> {
         // SAFETY: a stream of this context.
         self.checked(action, unsafe { sys::cuStreamSynchronize(self.stream) })
     }
@@ -267,7 +266,7 @@ impl Drop for Context {
     }
 }
 
-fn check(result: CUresult) -> std::result::Result<(), CUresult> {
+pub(super) fn check(result: CUresult) -> std::result::Result<(), CUresult> {
     if result == CUresult::CUDA_SUCCESS { Ok(()) } else { Err(result) }
 }
 
@@ -284,382 +283,9 @@ fn device_name(device: sys::CUdevice) -> String {
 
 /// A kernel of the loaded module.
 #[derive(Clone, Copy, Debug)]
-pub struct Function(sys::CUfunction);
+pub struct Function(pub(super) sys::CUfunction);
 
 // SAFETY: a handle that is never changed, of a module that its context keeps.
 unsafe impl Send for Function {}
 // SAFETY: as above.
 unsafe impl Sync for Function {}
-
-/// Memory on the device.
-pub struct Memory {
-    context: Arc<Context>,
-    address: u64,
-    bytes: usize,
-}
-
-impl Memory {
-    /// `bytes` zeros. `what` is for messages.
-    pub fn zeros(context: &Arc<Context>, what: &'static str, bytes: usize) -> Result<Memory> {
-        const ACTION: &str = "allocate memory";
-        context.bind(ACTION)?;
-        let mut address = 0;
-        // The driver refuses zero bytes.
-        let size = bytes.max(16);
-        // SAFETY: writes an address.
-        let result = unsafe { sys::cuMemAlloc_v2(&mut address, size) };
-        context.allocated(ACTION, result, what, bytes)?;
-        let memory = Memory { context: Arc::clone(context), address, bytes: size };
-        // SAFETY: within the memory just allocated.
-        let result = unsafe { sys::cuMemsetD8Async(address, 0, size, context.stream) };
-        context.checked(ACTION, result)?;
-        context.settle(ACTION)?;
-        Ok(memory)
-    }
-
-    /// Its address on the device.
-    pub fn address(&self) -> u64 {
-        self.address
-    }
-
-    /// Its size.
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// Copies from the host and waits.
-    pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<()> {
-        self.write_rows(offset, bytes, bytes.len(), bytes.len())
-    }
-
-    /// Copies rows of `width` bytes, which lie together, to rows that begin every `pitch` bytes, and
-    /// waits.
-    pub fn write_rows(
-        &self,
-        offset: usize,
-        bytes: &[u8],
-        width: usize,
-        pitch: usize,
-    ) -> Result<()> {
-        const ACTION: &str = "copy to the device";
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        let rows = bytes.len() / width;
-        assert!(width <= pitch && offset + (rows - 1) * pitch + width <= self.bytes);
-        self.context.bind(ACTION)?;
-        let result = if width == pitch {
-            let to = self.address + offset as u64;
-            // SAFETY: both sides have that many bytes, and `settle` waits below.
-            unsafe {
-                sys::cuMemcpyHtoDAsync_v2(
-                    to,
-                    bytes.as_ptr().cast(),
-                    bytes.len(),
-                    self.context.stream,
-                )
-            }
-        } else {
-            let copy = sys::CUDA_MEMCPY2D {
-                srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_HOST,
-                srcHost: bytes.as_ptr().cast(),
-                srcPitch: width,
-                dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
-                dstDevice: self.address + offset as u64,
-                dstPitch: pitch,
-                WidthInBytes: width,
-                Height: rows,
-                // SAFETY: addresses, numbers and handles, for which zero is a value: none.
-                ..unsafe { MaybeUninit::zeroed().assume_init() }
-            };
-            // SAFETY: all rows lie within both sides, by the assertion.
-            unsafe { sys::cuMemcpy2DAsync_v2(&copy, self.context.stream) }
-        };
-        self.context.checked(ACTION, result)?;
-        self.context.settle(ACTION)
-    }
-
-    /// Copies to the host and waits.
-    pub fn read(&self, offset: usize, bytes: &mut [u8]) -> Result<()> {
-        const ACTION: &str = "copy from the device";
-        assert!(offset + bytes.len() <= self.bytes);
-        self.context.bind(ACTION)?;
-        let from = self.address + offset as u64;
-        // SAFETY: both sides have that many bytes, and `settle` waits before they are looked at.
-        let result = unsafe {
-            sys::cuMemcpyDtoHAsync_v2(
-                bytes.as_mut_ptr().cast(),
-                from,
-                bytes.len(),
-                self.context.stream,
-            )
-        };
-        self.context.checked(ACTION, result)?;
-        self.context.settle(ACTION)
-    }
-
-    /// Becomes a copy of `other`, and waits.
-    pub fn copy(&self, other: &Memory) -> Result<()> {
-        const ACTION: &str = "copy on the device";
-        assert!(self.bytes >= other.bytes);
-        self.context.bind(ACTION)?;
-        // SAFETY: this memory is no smaller, by the assertion.
-        let result = unsafe {
-            sys::cuMemcpyDtoDAsync_v2(self.address, other.address, other.bytes, self.context.stream)
-        };
-        self.context.checked(ACTION, result)?;
-        self.context.settle(ACTION)
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        let _ = self.context.bind("free memory");
-        // SAFETY: allocated by this value, and no pass is running that knows it: passes are waited for
-        // before what they use is dropped. A failure leaves nothing to be done.
-        let _ = unsafe { sys::cuMemFree_v2(self.address) };
-    }
-}
-
-/// Numbers, or structs of numbers without gaps: any bytes are a value, and a value is its bytes.
-///
-/// # Safety
-/// Just that.
-pub unsafe trait Plain: Copy {}
-// SAFETY: numbers.
-unsafe impl Plain for f32 {}
-// SAFETY: numbers.
-unsafe impl Plain for u32 {}
-// SAFETY: numbers.
-unsafe impl Plain for u64 {}
-
-/// Values as bytes.
-pub fn bytes_of<T: Plain>(values: &[T]) -> &[u8] {
-    // SAFETY: `Plain` values are their bytes.
-    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
-}
-
-/// Values as bytes that can be written.
-pub fn bytes_of_mut<T: Plain>(values: &mut [T]) -> &mut [u8] {
-    // SAFETY: any bytes are `Plain` values.
-    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
-}
-
-/// Memory of the host that the device copies from and to without help.
-pub struct Pinned {
-    context: Arc<Context>,
-    address: *mut u8,
-    bytes: usize,
-}
-
-// SAFETY: memory that this value alone owns.
-unsafe impl Send for Pinned {}
-// SAFETY: as above; sharing it allows reading only.
-unsafe impl Sync for Pinned {}
-
-impl Pinned {
-    /// `bytes` zeros. `what` is for messages.
-    pub fn zeros(context: &Arc<Context>, what: &'static str, bytes: usize) -> Result<Pinned> {
-        const ACTION: &str = "allocate memory of the host";
-        context.bind(ACTION)?;
-        let mut address = std::ptr::null_mut();
-        let bytes = bytes.max(16);
-        // SAFETY: writes an address.
-        let result = unsafe { sys::cuMemHostAlloc(&mut address, bytes, 0) };
-        context.allocated(ACTION, result, what, bytes)?;
-        // SAFETY: that many bytes have just been allocated.
-        unsafe { address.cast::<u8>().write_bytes(0, bytes) };
-        Ok(Pinned { context: Arc::clone(context), address: address.cast(), bytes })
-    }
-
-    /// Its bytes. No copy may be under way that changes them.
-    pub fn bytes(&self) -> &[u8] {
-        // SAFETY: initialised when it was made; copies are waited for by `Stream::wait`.
-        unsafe { std::slice::from_raw_parts(self.address, self.bytes) }
-    }
-
-    /// Its bytes, to be written. No copy may be under way.
-    pub fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above, and nobody else looks at them.
-        unsafe { std::slice::from_raw_parts_mut(self.address, self.bytes) }
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        let _ = self.context.bind("free memory of the host");
-        // SAFETY: allocated by this value; no copy is under way, as for `Memory`.
-        let _ = unsafe { sys::cuMemFreeHost(self.address.cast()) };
-    }
-}
-
-/// A queue of work on the device.
-pub struct Stream {
-    context: Arc<Context>,
-    stream: sys::CUstream,
-}
-
-// SAFETY: a handle that the driver lets any thread use.
-unsafe impl Send for Stream {}
-// SAFETY: as above, and at the same time: the driver queues in the order of the calls.
-unsafe impl Sync for Stream {}
-
-impl Stream {
-    /// An empty one.
-    pub fn new(context: &Arc<Context>) -> Result<Stream> {
-        context.bind("make a stream")?;
-        Ok(Stream { context: Arc::clone(context), stream: context.new_stream()? })
-    }
-
-    /// The context.
-    pub fn context(&self) -> &Arc<Context> {
-        &self.context
-    }
-
-    /// Waits for all work, and finds out whether it went well.
-    pub fn wait(&self) -> Result<()> {
-        self.context.bind("wait for the device")?;
-        // SAFETY: a stream of its own.
-        self.context.checked("run", unsafe { sys::cuStreamSynchronize(self.stream) })
-    }
-
-    /// Copies the first `bytes` of `from` to `to`, later.
-    pub fn upload(&self, to: &Memory, from: &Pinned, bytes: usize) -> Result<()> {
-        assert!(bytes <= to.bytes && bytes <= from.bytes);
-        // SAFETY: both sides have that many bytes and live longer than the stream's work.
-        let result = unsafe {
-            sys::cuMemcpyHtoDAsync_v2(to.address, from.address.cast(), bytes, self.stream)
-        };
-        self.context.checked("copy to the device", result)
-    }
-
-    /// Copies `bytes` of `from` to `to`, later.
-    pub fn download(
-        &self,
-        to: &mut Pinned,
-        to_offset: usize,
-        from: &Memory,
-        from_offset: usize,
-        bytes: usize,
-    ) -> Result<()> {
-        assert!(to_offset + bytes <= to.bytes && from_offset + bytes <= from.bytes);
-        let from = from.address + from_offset as u64;
-        // SAFETY: both sides have that many bytes, by the assertion, and live longer than the work.
-        let result = unsafe {
-            sys::cuMemcpyDtoHAsync_v2(to.address.add(to_offset).cast(), from, bytes, self.stream)
-        };
-        self.context.checked("copy from the device", result)
-    }
-
-    /// Starts a kernel.
-    ///
-    /// # Safety
-    /// `arguments` is the kernel's one parameter, a struct of the same layout, and whatever it points
-    /// to is on the device and stays there until the work is done; the grid is one that the kernel is
-    /// made for.
-    pub unsafe fn launch<A: Copy>(
-        &self,
-        function: Function,
-        grid: [u32; 3],
-        threads: u32,
-        shared: u32,
-        arguments: &A,
-    ) -> Result<()> {
-        let mut attribute = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue { pad: [0; 64] },
-        };
-        attribute.value.programmaticStreamSerializationAllowed = 1;
-        let config = sys::CUlaunchConfig {
-            gridDimX: grid[0],
-            gridDimY: grid[1],
-            gridDimZ: grid[2],
-            blockDimX: threads,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: shared,
-            hStream: self.stream,
-            attrs: &mut attribute,
-            numAttrs: u32::from(self.context.programmatic),
-        };
-        const { assert!(size_of::<A>() <= 4096) };
-        let mut parameters = [std::ptr::from_ref(arguments).cast_mut().cast::<c_void>()];
-        // SAFETY: the driver copies the one parameter before it returns; all else by the caller's
-        // promise.
-        let result = unsafe {
-            sys::cuLaunchKernelEx(
-                &config,
-                function.0,
-                parameters.as_mut_ptr(),
-                std::ptr::null_mut(),
-            )
-        };
-        self.context.checked("start a kernel", result)
-    }
-
-    /// Records the work that `enqueue` starts, without running it.
-    pub fn record(&self, enqueue: impl FnOnce() -> Result<()>) -> Result<Graph> {
-        const ACTION: &str = "record a graph";
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: a stream of its own, which nothing else captures.
-        let result = unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) };
-        self.context.checked(ACTION, result)?;
-        let enqueued = enqueue();
-        let mut graph = std::ptr::null_mut();
-        // Even after a failure, or the stream would record for ever.
-        // SAFETY: ends what was begun; writes a handle.
-        let result = unsafe { sys::cuStreamEndCapture(self.stream, &mut graph) };
-        let mut executable = std::ptr::null_mut();
-        let result = match (&enqueued, check(result)) {
-            (Ok(()), Ok(())) => {
-                // SAFETY: a graph that was just recorded; writes a handle.
-                check(unsafe { sys::cuGraphInstantiateWithFlags(&mut executable, graph, 0) })
-            }
-            (_, result) => result,
-        };
-        if !graph.is_null() {
-            // SAFETY: made by ending the capture; the executable does not need it.
-            let _ = unsafe { sys::cuGraphDestroy(graph) };
-        }
-        enqueued?;
-        result.map_err(|e| self.context.error(ACTION, e))?;
-        Ok(Graph { context: Arc::clone(&self.context), executable })
-    }
-
-    /// Runs recorded work.
-    pub fn replay(&self, graph: &Graph) -> Result<()> {
-        // SAFETY: what the graph's kernels use lives as long as the graph, and its runs follow each
-        // other on one stream.
-        let result = unsafe { sys::cuGraphLaunch(graph.executable, self.stream) };
-        self.context.checked("start a graph", result)
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        // Work may still use what is dropped after the stream.
-        let _ = self.wait();
-        // SAFETY: made by this value. A failure leaves nothing to be done.
-        let _ = unsafe { sys::cuStreamDestroy_v2(self.stream) };
-    }
-}
-
-/// Recorded work.
-pub struct Graph {
-    context: Arc<Context>,
-    executable: sys::CUgraphExec,
-}
-
-// SAFETY: a handle that the driver lets any thread use, and that is never changed.
-unsafe impl Send for Graph {}
-// SAFETY: as above.
-unsafe impl Sync for Graph {}
-
-impl Drop for Graph {
-    fn drop(&mut self) {
-        let _ = self.context.bind("free a graph");
-        // SAFETY: made by `Stream::record`. A failure leaves nothing to be done.
-        let _ = unsafe { sys::cuGraphExecDestroy(self.executable) };
-    }
-}

@@ -5,10 +5,12 @@
 
 use std::sync::Arc;
 
-use super::driver::{Context, Function, Plain, Stream};
+use super::driver::{Context, Function};
+use super::memory::Plain;
+use super::stream::Stream;
+use crate::backend::DrawOptions;
 use crate::error::Result;
 use crate::format::Dtype;
-use crate::sampler::DrawOptions;
 
 /// Most rows of [`Kernels::linear`]; more go through [`Kernels::matmul`].
 pub const LINEAR_ROWS: usize = 8;

@@ -2,11 +2,13 @@
 //!
 //! | file | holds | may import |
 //! |---|---|---|
-//! | [`driver`] | contexts, memory, streams, graphs of the driver, freed when dropped | ptx |
+//! | [`driver`] | devices and their contexts, freed when dropped | ptx |
+//! | `memory` | memory on the device, and of the host for copies | driver |
+//! | `stream` | queued and recorded work | driver, memory |
 //! | `ptx` | the compiled kernels, chosen by the device | – |
-//! | `launch` | one checked function for each kernel | driver |
-//! | `cache` | keys and values of a session, in pages | driver |
-//! | `pass` | what differs from pass to pass, and recorded passes | driver, launch |
+//! | `launch` | one checked function for each kernel | driver, stream |
+//! | `cache` | keys and values of a session, in pages | memory |
+//! | `pass` | what differs from pass to pass, and recorded passes | memory, stream, launch |
 //! | `mod.rs` | the operations of [`Backend`] | all of them |
 //! | `kernels/` | the kernels (CUDA C++), and `compile.py`, which makes `ptx/` of them | – |
 //!
@@ -25,28 +27,31 @@
 mod cache;
 pub mod driver;
 mod launch;
+mod memory;
 mod pass;
 mod ptx;
+mod stream;
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use self::cache::CudaCache;
-use self::driver::{Context, Memory};
+use self::driver::Context;
 use self::launch::{
     ActivateArgs, Address, AttentionArgs, EmbedArgs, Kernels, LINEAR_ROWS, LinearArgs,
     LinearMatrix, MAX_HEAD_DIM, MAX_ROWS, MatmulArgs, Norm, NormArgs, RotateArgs,
 };
+use self::memory::Memory;
 use self::pass::CudaPass;
 use crate::backend::{
-    Activations, AttentionShape, AttentionWeights, Backend, Embedding, FfnWeights, Head, Linear,
-    NormWeights, Operations, PassInputs, PassLimits, PassShape, PositionWeights, Span,
+    Activations, AttentionShape, AttentionWeights, Backend, DrawOptions, Embedding, FfnWeights,
+    Head, Linear, NormWeights, Operations, PassInputs, PassLimits, PassShape, PositionWeights,
+    Span,
 };
 use crate::config::Ffn;
 use crate::error::{Error, Result};
 use crate::format::Dtype;
 use crate::kv_cache::KvShape;
-use crate::sampler::DrawOptions;
 use crate::weights::{Tensor, Weights};
 
 pub use driver::device_count;
@@ -319,7 +324,7 @@ impl Backend for Cuda {
 
     fn vector(&self, values: &[f32]) -> Result<Memory> {
         let memory = Memory::zeros(&self.context, "weights in GPU memory", 4 * values.len())?;
-        memory.write(0, driver::bytes_of(values))?;
+        memory.write(0, memory::bytes_of(values))?;
         Ok(memory)
     }
 

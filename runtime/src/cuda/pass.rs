@@ -5,10 +5,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::cache::{CudaCache, head_ld};
-use super::driver::{Context, Graph, Memory, Pinned, Plain, Stream, bytes_of};
+use super::driver::Context;
 use super::launch::{
     Address, Draw, Encoding, KvLayout, LINEAR_ROWS, MATMUL_SCRATCH, MAX_SPLITS, Row, SampleArgs,
 };
+use super::memory::{Memory, Pinned, Plain, bytes_of, bytes_of_mut};
+use super::stream::{Graph, Stream};
 use super::{CudaBuffer, ld, u};
 use crate::alloc::reserve;
 use crate::backend::{LogitRows, PassInputs, PassShape, Span};
@@ -362,7 +364,7 @@ impl CudaPass {
             for (out, from, first) in parts {
                 for (row, out) in out.chunks_exact_mut(from.width).enumerate() {
                     let offset = 4 * (*first + row) * ld(from.width);
-                    from.memory.read(offset, super::driver::bytes_of_mut(out))?;
+                    from.memory.read(offset, bytes_of_mut(out))?;
                 }
             }
             return Ok(());
@@ -388,7 +390,7 @@ impl CudaPass {
         for (out, from, _) in parts {
             for out in out.chunks_exact_mut(from.width) {
                 let (row, rest) = staged.split_at(4 * ld(from.width));
-                super::driver::bytes_of_mut(out).copy_from_slice(&row[..4 * from.width]);
+                bytes_of_mut(out).copy_from_slice(&row[..4 * from.width]);
                 staged = rest;
             }
         }
@@ -397,7 +399,7 @@ impl CudaPass {
 
     /// Waits, and brings drawn tokens to the host. (steps, rows)
     pub fn read_drawn(&mut self, tokens: &mut [u32]) -> Result<()> {
-        let bytes = super::driver::bytes_of_mut(tokens);
+        let bytes = bytes_of_mut(tokens);
         for (i, piece) in bytes.chunks_mut(self.staging.bytes().len()).enumerate() {
             let at = i * self.staging.bytes().len();
             self.stream.download(&mut self.staging, 0, &self.drawn, at, piece.len())?;

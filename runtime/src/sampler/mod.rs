@@ -19,6 +19,7 @@ use std::collections::VecDeque;
 use std::fmt;
 
 use crate::alloc::reserve;
+use crate::backend::DrawOptions;
 use crate::error::{Error, Result};
 use candidates::Candidates;
 
@@ -211,27 +212,6 @@ impl fmt::Display for Stage {
             Stage::Temperature(t) => write!(f, "temperature {t}"),
         }
     }
-}
-
-/// The usual chain without penalties, with the place in its random numbers: what a device needs to
-/// draw the same tokens by itself.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct DrawOptions {
-    /// Key of the random numbers.
-    pub seed: u64,
-    /// Their counter: tokens drawn so far.
-    pub step: u64,
-    /// 0 takes the most likely token.
-    pub temperature: f32,
-    /// 1 is off.
-    pub top_p: f32,
-    /// 0 is off.
-    pub min_p: f32,
-    /// No token whose logit is further below the largest one, at temperature 1, reaches `min_p`;
-    /// -∞ if that is off.
-    pub surely_below: f32,
-    /// 0 is off.
-    pub top_k: u32,
 }
 
 /// Draws tokens one after the other. Shown, it is its seed and its stages in their order.
