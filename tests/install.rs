@@ -325,7 +325,8 @@ fn linked_as_promised(library: &Path) {
     }
     let bytes = std::fs::metadata(library).expect("it is there").len();
     println!("{}: {bytes} bytes", library.display());
-    assert!(bytes < 2_000_000, "{bytes}");
+    // Half of it is kernels for GPUs and what drives them.
+    assert!(bytes < 2_400_000, "{bytes}");
 }
 
 /// Entries of a kind in the dynamic section of a library or program.
@@ -389,10 +390,7 @@ fn no_type_changes() {
 
     // It can fail: a parameter that is wider changes the description.
     let header = std::fs::read_to_string(root().join("ffi/include/teeny.h")).expect("the header");
-    let wider = header.replace(
-        "teeny_session *session, uint32_t token)",
-        "teeny_session *session, uint64_t token)",
-    );
+    let wider = header.replace("uint32_t token)", "uint64_t token)");
     assert_ne!(wider, header);
     let output = Command::new("abidiff")
         .args(["--no-added-syms"])

@@ -5,7 +5,8 @@ use std::fs;
 use std::process::{Command, Output};
 
 use teeny_cuda_tests::{Check, Replacement, assert_fails, assert_passes};
-use teeny_runtime::sampler::{DrawOptions, Sampler, Stage};
+use teeny_runtime::backend::DrawOptions;
+use teeny_runtime::sampler::{Sampler, Stage};
 use tempfile::NamedTempFile;
 
 /// What the kernel writes where no token is possible.
