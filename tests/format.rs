@@ -6,7 +6,7 @@ use std::path::Path;
 use safetensors::SafeTensors;
 use teeny_runtime::format::{self, tensor_specs};
 use teeny_runtime::tokenizer::Tokenizer;
-use teeny_runtime::{Cpu, Dtype, Model, ModelConfig, Weights};
+use teeny_runtime::{Cpu, Dtype, Ffn, Model, ModelConfig, Weights};
 use teeny_tests::allocator::peak_of;
 use teeny_tests::{
     Random, RandomModel, describe, every_kind, every_option, random_values, tokenizer,
@@ -96,6 +96,7 @@ fn the_table_in_format_md_names_every_tensor() {
             "kv_dim" => config.kv_dim(),
             "ffn_dim" => config.ffn_dim,
             "max_seq_len" => config.max_seq_len,
+            "head_dim" => config.head_dim(),
             "16" => 16,
             other => panic!("FORMAT.md speaks of {other}"),
         };
@@ -107,11 +108,11 @@ fn the_table_in_format_md_names_every_tensor() {
             assert_eq!(shape, spec.shape, "{name}");
             seen.insert(*name);
         }
+        for (key, _) in config.to_metadata() {
+            assert!(text.contains(&format!("`{key}`")), "FORMAT.md lacks the key {key}");
+        }
     }
     assert_eq!(seen.len(), table.len(), "every row of the table occurs");
-    for (key, _) in every_kind()[0].to_metadata() {
-        assert!(text.contains(&format!("`{key}`")), "FORMAT.md lacks the key {key}");
-    }
 }
 
 #[test]
@@ -246,7 +247,17 @@ fn each_hostile_header_is_refused_by_name() {
     for (from, to, named) in [
         (r#""format":"teeny""#, r#""format":"other""#, "metadata key format: found \"other\""),
         (r#""format":"teeny","#, "", "metadata key format: found nothing"),
-        (r#""format_version":"1""#, r#""format_version":"2""#, "format_version"),
+        (r#""format_version":"1""#, r#""format_version":"3""#, "format_version"),
+        (r#""format_version":"1""#, r#""format_version":"01""#, "format_version"),
+        // What a reader of version 1 would not see, or not know.
+        (
+            r#""n_layer":"1""#,
+            r#""n_layer":"1","logit_softcap":"30""#,
+            "found \"1\", expected \"2\"",
+        ),
+        (r#""n_layer":"1""#, r#""n_layer":"1","qk_norm":"true""#, "found \"1\", expected \"2\""),
+        (r#""ffn":"classic""#, r#""ffn":"relu2""#, "found \"1\", expected \"2\""),
+        (r#""n_layer":"1""#, r#""n_layer":"1","logit_softcap":"-1""#, "logit_softcap"),
         (r#""n_layer":"1""#, r#""n_layer":"-1""#, "n_layer"),
         (r#""n_layer":"1""#, r#""n_layer":"0""#, "n_layer"),
         (r#""n_layer":"1""#, &format!(r#""n_layer":"{max}""#), "n_layer"),
@@ -288,6 +299,33 @@ fn each_hostile_header_is_refused_by_name() {
 }
 
 /// A reader that keeps tensors in a map would not see it.
+/// Only the parts that came later make a file one that older readers refuse, and each of them does.
+#[test]
+fn the_version_is_the_lowest_that_has_all_parts() {
+    let base = every_kind().remove(0);
+    for (config, version) in [
+        (base.clone(), "1"),
+        (ModelConfig { ffn: Ffn::Relu2, ..base.clone() }, "2"),
+        (ModelConfig { qk_norm: true, ..base.clone() }, "2"),
+        (ModelConfig { logit_softcap: 30.0, ..base.clone() }, "2"),
+    ] {
+        let file = RandomModel::new(&config, Dtype::F32, 6);
+        let weights = Weights::map(&file.path()).expect("our own");
+        assert_eq!(weights.metadata()["format_version"], version, "{}", describe(&config));
+        assert_eq!(*weights.config(), config);
+        for key in ["qk_norm", "logit_softcap"] {
+            let there = config.to_metadata().iter().any(|(name, _)| *name == key);
+            assert_eq!(weights.metadata().contains_key(key), there);
+        }
+    }
+    // A newer version says nothing about what must be in the file.
+    let (config, bytes) = tiny();
+    let (one, two) = (r#""format_version":"1""#, r#""format_version":"2""#);
+    load(&with_header(&bytes, |header| header.replacen(one, two, 1)))
+        .expect("a model of version 1");
+    assert!(!config.qk_norm);
+}
+
 #[test]
 fn a_tensor_that_is_listed_twice_is_refused() {
     let (_, bytes) = tiny();

@@ -89,6 +89,15 @@ impl Reference<'_> {
         };
         let (mut q, mut k) = (heads("q_proj", c.n_head), heads("k_proj", c.n_kv_head));
         let v = heads("v_proj", c.n_kv_head);
+        if c.qk_norm {
+            // Over the last dimension alone, as transformers' `Qwen3Attention`.
+            let norm = |x: &Tensor, name: &str| {
+                let weight = self.get(&format!("{prefix}.{name}.weight"));
+                let eps = f64::from(c.norm_eps);
+                x.internal_fused_rms_norm([c.head_dim() as i64], Some(&weight), eps).0
+            };
+            (q, k) = (norm(&q, "q_norm"), norm(&k, "k_norm"));
+        }
         if c.positional_encoding == PositionalEncoding::Rope {
             (q, k) = (self.rotate(&q), self.rotate(&k));
         }
@@ -114,6 +123,7 @@ impl Reference<'_> {
         let hidden = match self.c.ffn {
             Ffn::Classic => up.relu(),
             Ffn::Gelu => up.gelu("none"),
+            Ffn::Relu2 => up.relu().square(),
             Ffn::Swiglu => linear(x, "gate_proj").silu() * up,
         };
         linear(&hidden, "down_proj")
@@ -146,7 +156,11 @@ impl Reference<'_> {
         }
         let head = if c.tie_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
         let bias = c.lm_head_bias.then(|| self.get("lm_head.bias"));
-        x.linear(&self.get(head), bias.as_ref())
+        let logits = x.linear(&self.get(head), bias.as_ref());
+        match f64::from(c.logit_softcap) {
+            0.0 => logits,
+            cap => (logits / cap).tanh() * cap,
+        }
     }
 }
 
@@ -170,7 +184,7 @@ fn difference(config: &ModelConfig, dtype: Dtype, backend: Cpu) -> (f64, f64) {
 #[test]
 fn logits_agree_with_pytorch_for_every_configuration() {
     let configs = [every_kind(), every_option()].concat();
-    assert_eq!(configs.len(), 6 * 3 * 3 + every_option().len());
+    assert_eq!(configs.len(), 6 * 3 * 4 + every_option().len());
     for config in configs {
         let (worst, size) = difference(&config, Dtype::F32, Cpu::new());
         assert!(worst <= 1e-4, "{}: off by {worst:.1e}", describe(&config));

@@ -52,7 +52,7 @@ def kinds():
     for encoding, norm, ffn in itertools.product(
         ["none", "alibi", "sinusoidal", "learned", "learned_sinusoidal", "rope"],
         ["none", "layernorm", "rmsnorm"],
-        ["classic", "gelu", "swiglu"],
+        ["classic", "gelu", "relu2", "swiglu"],
     ):
         yield dataclasses.replace(base, positional_encoding=encoding, norm=norm, ffn=ffn)
     for change in [
@@ -65,6 +65,10 @@ def kinds():
         {"n_embd": 40, "n_head": 5, "n_kv_head": 1},
         {"n_embd": 32, "n_head": 8, "n_kv_head": 2},
         {"positional_encoding": "alibi", "n_embd": 36, "n_head": 6, "n_kv_head": 3},
+        {"qk_norm": True, "attention_bias": True},
+        {"logit_softcap": 1.5},
+        {"qk_norm": True, "logit_softcap": 2.0, "n_embd": 32, "n_head": 8, "n_kv_head": 2},
+        {"qk_norm": True, "positional_encoding": "learned", "norm_eps": 0.1},
     ]:
         yield dataclasses.replace(base, **change)
 

@@ -216,72 +216,320 @@ fn what_cannot_work_is_refused_before_training() {
     assert!(stderr(&output).contains("nowhere.ini"));
 }
 
-/// Three steps, a new process, and three more are six steps, bit for bit.
-#[test]
-fn resuming_equals_never_having_stopped() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let config = root().join("config.ini");
-    let run = |name: &str, n_iters: usize, resume: Option<&str>| {
-        let mut command = Command::new(program("teeny-train"));
-        command.current_dir(folder.path()).arg("--config").arg(&config);
-        for assignment in [
-            &format!("dataset.input_file={}", corpus().display())[..],
-            "model.n_embd=32",
-            "model.max_seq_len=32",
-            "train.n_context=32",
-            "train.n_batch=4",
-            "train.n_est_loss_iters=3",
-            "train.n_est_loss_batches=1",
-            "train.sample_length=0",
-            "train.device=cpu",
-            "train.threads=1",
-            "train.lr_min=1e-3", // as lr_max, so that the schedule does not depend on n_iters
-            "train.export_dtype=f32",
-            &format!("train.n_iters={n_iters}"),
-            &format!("train.checkpoint_file={name}.ckpt"),
-            &format!("train.export_file={name}.safetensors"),
-        ] {
-            command.args(["--set", assignment]);
-        }
-        if let Some(checkpoint) = resume {
-            command.args(["--resume", checkpoint]);
-        }
-        command.output().expect("the program starts")
-    };
-    for (name, n_iters, resume) in
-        [("whole", 6, None), ("parts", 3, None), ("parts", 6, Some("parts.last.ckpt"))]
+/// A run of seconds, whose files are in `folder` under `name`.
+fn small(folder: &Path, name: &str, set: &[&str]) -> Command {
+    let mut command = Command::new(program("teeny-train"));
+    command.current_dir(folder).arg("--config").arg(root().join("config.ini"));
+    command.env_remove("WORLD_SIZE");
+    for assignment in [
+        &format!("dataset.input_file={}", corpus().display())[..],
+        "dataset.tokens_per_chunk=2000",
+        "model.n_layer=1",
+        "model.n_embd=32",
+        "model.max_seq_len=32",
+        "train.n_context=32",
+        "train.n_batch=4",
+        "train.n_iters=60",
+        "train.n_est_loss_iters=3",
+        "train.n_est_loss_batches=1",
+        "train.sample_length=0",
+        "train.device=cpu",
+        "train.threads=1",
+        "train.export_dtype=f32",
+        &format!("train.checkpoint_file={name}.ckpt"),
+        &format!("train.export_file={name}.safetensors"),
+    ]
+    .iter()
+    .chain(set)
     {
-        let output = run(name, n_iters, resume);
+        command.args(["--set", assignment]);
+    }
+    // A text that is short enough to be evaluated in no time.
+    command.args(["--set", "dataset.fraction_train=0.98", "--set", "dataset.fraction_val=0.004"]);
+    command
+}
+
+fn run_to_the_end(mut command: Command) -> Output {
+    let output = command.output().expect("the program starts");
+    assert!(output.status.success(), "{}", stderr(&output));
+    output
+}
+
+/// Everything in an exported file but what is said of its making.
+fn tensors(folder: &Path, name: &str) -> Vec<Vec<u32>> {
+    let weights = Weights::map(&folder.join(name)).expect("the export");
+    let specs = teeny_runtime::format::tensor_specs(weights.config());
+    let bits = |v: Vec<f32>| v.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+    let all = specs.iter().map(|s| weights.tensor(&s.name).expect("there").to_f32());
+    all.map(|tensor| bits(tensor.expect("enough memory"))).collect()
+}
+
+/// What a run of its own process leaves is continued by another one as if there had been only one:
+/// with every option that has a state.
+#[test]
+fn a_run_that_is_killed_again_and_again_ends_as_one_that_was_not() {
+    const KILLS: u32 = 50;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let options = [
+        "train.optimizer=muon",
+        "train.schedule=wsd",
+        "train.sampling=epochs",
+        "train.ema=0.9",
+        "train.grad_clip=1",
+        "train.n_iters=1500",
+    ];
+    run_to_the_end(small(folder.path(), "whole", &options));
+
+    // Random, but the same in every run of the test.
+    let mut rng = teeny_runtime::dataset::SplitMix64::new(1);
+    let last = folder.path().join("parts.last.ckpt");
+    let (mut kills, mut starts) = (0, 0);
+    loop {
+        starts += 1;
+        assert!(starts < 4 * KILLS, "it gets nowhere");
+        let mut command = small(folder.path(), "parts", &options);
+        if last.exists() {
+            command.args(["--resume", "parts.last.ckpt"]);
+        }
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        let mut child = command.spawn().expect("the program starts");
+        let mut lines =
+            BufReader::new(child.stderr.take().expect("a pipe")).lines().map_while(Result::ok);
+        let mut log = Vec::new();
+        if kills < KILLS {
+            // Not before it trains, or it would get nowhere; then at any moment, while it writes its
+            // files most likely.
+            for line in lines.by_ref() {
+                let trains = line.contains("val loss");
+                log.push(line);
+                if trains {
+                    break;
+                }
+            }
+            let drain = std::thread::spawn(move || lines.for_each(drop));
+            std::thread::sleep(std::time::Duration::from_micros(rng.below(60_000) as u64));
+            child.kill().expect("SIGKILL");
+            kills += u32::from(!child.wait().expect("it ends").success());
+            drain.join().expect("the pipe ends");
+        } else {
+            log.extend(lines);
+            assert!(child.wait().expect("it ends").success(), "{}", log.join("\n"));
+            break;
+        }
+        // Whatever is there is whole.
+        if !last.exists() {
+            continue;
+        }
+        let output = Command::new(program("teeny-train"))
+            .args([
+                "--export-only",
+                "parts.last.ckpt",
+                "--set",
+                "train.export_file=now.safetensors",
+            ])
+            .current_dir(folder.path())
+            .output()
+            .expect("the program starts");
         assert!(output.status.success(), "{}", stderr(&output));
     }
-    let weights = |name: &str| {
-        let path = folder.path().join(name).with_extension("safetensors");
-        let weights = Weights::map(&path).expect("the export");
-        assert_eq!(weights.metadata()["iteration"], "6");
-        let specs = teeny_runtime::format::tensor_specs(weights.config());
-        let bits = |v: Vec<f32>| v.into_iter().map(f32::to_bits).collect::<Vec<_>>();
-        specs
-            .iter()
-            .map(|s| bits(weights.tensor(&s.name).expect("there").to_f32().expect("enough memory")))
-            .collect::<Vec<_>>()
-    };
-    assert!(weights("whole") == weights("parts"), "the parameters differ");
+    assert!(
+        tensors(folder.path(), "whole.safetensors") == tensors(folder.path(), "parts.safetensors"),
+        "the parameters differ"
+    );
+    println!("{kills} kills, {starts} starts");
+}
 
-    for (checkpoint, n_iters, named) in [
-        ("parts.last.ckpt", 6, "nothing is left"),
-        ("nowhere.ckpt", 9, "nowhere.ckpt"),
-        ("parts.safetensors", 9, "parts.safetensors"),
+/// What cannot be continued is refused before training.
+#[test]
+fn another_run_is_not_continued() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    run_to_the_end(small(folder.path(), "x", &["train.n_iters=3"]));
+    for (checkpoint, set, named) in [
+        ("x.last.ckpt", "train.n_iters=3", "nothing is left"),
+        ("x.last.ckpt", "train.lr_max=5e-4", "train.lr_max is 0.001 there, but 0.0005"),
+        ("x.last.ckpt", "dataset.random_seed=7", "dataset.random_seed"),
+        ("nowhere.ckpt", "train.n_iters=9", "nowhere.ckpt"),
+        ("x.safetensors", "train.n_iters=9", "x.safetensors"),
     ] {
-        let output = run("parts", n_iters, Some(checkpoint));
-        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
-        assert!(stderr(&output).contains(named), "{}", stderr(&output));
+        let mut command = small(folder.path(), "x", &["train.n_iters=9", set]);
+        let output = command.args(["--resume", checkpoint]).output().expect("the program starts");
+        let message = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{message}");
+        assert!(message.contains(named) && !message.contains("panicked"), "{message}");
     }
 }
 
-/// Ctrl-C ends the run in order: the last checkpoint and an export are there.
+/// A disk that is full while a checkpoint is written: training goes on, the one before it stays, and
+/// the message says so. The limit on the size of files stands for the disk.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_costs_no_checkpoint_that_was_there() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    run_to_the_end(small(folder.path(), "x", &["train.n_iters=3"]));
+    let before = std::fs::read(folder.path().join("x.last.ckpt")).expect("the checkpoint");
+    let full = small(folder.path(), "x", &["train.n_iters=6"]);
+    let mut command = Command::new("bash");
+    // In units of 1 KiB; the signal would end the process, the error is what a full disk gives.
+    command.args(["-c", "trap '' XFSZ; ulimit -f 20; exec \"$@\"", "bash"]);
+    command.arg(full.get_program()).args(full.get_args()).args(["--resume", "x.last.ckpt"]);
+    let output = command.current_dir(folder.path()).output().expect("bash");
+    let message = stderr(&output);
+    assert!(!output.status.success(), "the last checkpoint is missing: {message}");
+    assert!(message.contains("x.last.ckpt") && !message.contains("panicked"), "{message}");
+    assert!(
+        message.contains("checkpoint not saved") && message.contains("is as it was"),
+        "{message}"
+    );
+    assert!(std::fs::read(folder.path().join("x.last.ckpt")).expect("still there") == before);
+    run_to_the_end({
+        let mut command = small(folder.path(), "x", &["train.n_iters=6"]);
+        command.args(["--resume", "x.last.ckpt"]);
+        command
+    });
+}
+
+/// `--dry-run`, `--find-lr` and `--export-only`.
+#[test]
+fn what_is_not_training_trains_nothing() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let run = |arg: &[&str]| {
+        let mut command = small(folder.path(), "x", &[]);
+        command.args(arg);
+        run_to_the_end(command)
+    };
+    let text = String::from_utf8(run(&["--dry-run"]).stdout).expect("UTF-8");
+    assert!(text.contains("parameters") && text.contains("predicted time"), "{text}");
+    assert!(std::fs::read_dir(folder.path()).expect("the folder").next().is_none());
+
+    let output = run(&["--find-lr"]);
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    let lr: f64 =
+        text.trim().strip_prefix("lr_max = ").and_then(|lr| lr.parse().ok()).expect(&text);
+    assert!((1e-4..1.0).contains(&lr), "{lr}");
+    let page =
+        std::fs::read_to_string(folder.path().join("x.run/lr_range.html")).expect("the plot");
+    assert!(page.contains("<svg"), "{page}");
+    assert!(!folder.path().join("x.last.ckpt").exists());
+
+    run(&[]);
+    let expected = tensors(folder.path(), "x.safetensors");
+    let output = Command::new(program("teeny-train"))
+        .args(["--export-only", "x.ckpt", "--set", "train.export_file=y.safetensors"])
+        .current_dir(folder.path())
+        .output()
+        .expect("the program starts");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "y.safetensors\n", "{}", stderr(&output));
+    assert!(tensors(folder.path(), "y.safetensors") == expected);
+    for args in [&["--export-only", "nowhere.ckpt"][..], &["--dry-run", "--find-lr"]] {
+        let output = Command::new(program("teeny-train")).args(args).output().expect("it starts");
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    }
+}
+
+/// The records of a run are there and agree with each other.
+#[test]
+fn a_run_leaves_its_records() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let set = ["train.n_iters=7", "train.sample_length=20"];
+    let mut command = small(folder.path(), "x", &set);
+    command.arg("--tensorboard");
+    run_to_the_end(command);
+    let mut command = small(folder.path(), "x", &["train.n_iters=9", "train.sample_length=20"]);
+    command.args(["--resume", "x.last.ckpt"]);
+    run_to_the_end(command);
+
+    let read = |name: &str| {
+        let path = folder.path().join("x.run").join(name);
+        std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    };
+    let info: serde_json::Value = serde_json::from_str(&read("run.json")).expect("JSON");
+    assert_eq!(info["config"]["train"]["n_iters"], "9");
+    assert_eq!(info["dataset_sha256"].as_str().map(str::len), Some(64));
+    assert_eq!((&info["device"], &info["seed"]), (&"cpu".into(), &0.into()));
+    let metrics = read("metrics.jsonl");
+    let lines: Vec<serde_json::Value> =
+        metrics.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let iterations = |kind: &str| -> Vec<u64> {
+        let lines = lines.iter().filter(|line| line["type"] == kind);
+        lines.map(|line| line["iteration"].as_u64().expect("a count")).collect()
+    };
+    assert_eq!(iterations("step"), (1..=9).collect::<Vec<u64>>(), "{metrics}");
+    assert_eq!(iterations("evaluation"), [3, 6, 7, 9], "{metrics}");
+    assert!(read("samples.txt").matches("iteration").count() >= 4);
+    let page = read("report.html");
+    assert!(page.contains("<svg") && page.contains("finished"), "{page}");
+    let events = std::fs::read_dir(folder.path().join("x.run")).expect("the folder");
+    let names = events.map_while(Result::ok).map(|e| e.file_name().into_string().expect("UTF-8"));
+    assert_eq!(names.filter(|name| name.contains("tfevents")).count(), 1);
+}
+
+/// Every preset is a configuration that works.
+#[test]
+fn presets_are_valid() {
+    let presets = std::fs::read_dir(root().join("trainer/presets")).expect("the presets");
+    let mut n = 0;
+    for preset in presets.map_while(Result::ok) {
+        let mut ini = teeny_runtime::ini::Ini::read(&preset.path()).expect("readable");
+        ini.set(&format!("dataset.input_file={}", corpus().display())).expect("an assignment");
+        let run = teeny_trainer::config::Run::read(&ini);
+        let run = run.unwrap_or_else(|error| panic!("{}: {error}", preset.path().display()));
+        println!("{}: {} parameters", preset.path().display(), run.n_params());
+        n += 1;
+    }
+    assert!(n >= 3);
+}
+
+/// Two processes with half the batch each learn what one does.
+#[cfg(target_os = "linux")]
+#[test]
+fn two_processes_learn_what_one_does_with_twice_the_batch() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let losses = |name: &str| -> Vec<f64> {
+        let path = folder.path().join(format!("{name}.run/metrics.jsonl"));
+        let text = std::fs::read_to_string(path).expect("the records");
+        let lines = text.lines().map(|line| serde_json::from_str(line).expect("JSON"));
+        let steps = lines.filter(|line: &serde_json::Value| line["type"] == "step");
+        steps.map(|line| line["loss"].as_f64().expect("a number")).collect()
+    };
+    let set = ["model.dropout=0", "train.n_iters=20", "train.optimizer=muon"];
+    run_to_the_end(small(folder.path(), "one", &[&set[..], &["train.n_batch=8"]].concat()));
+
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port().to_string();
+    drop(listener);
+    let children: Vec<_> = ["0", "1"]
+        .iter()
+        .map(|rank| {
+            let mut command = small(folder.path(), "two", &set);
+            command.envs([("RANK", *rank), ("LOCAL_RANK", *rank), ("WORLD_SIZE", "2")]);
+            command.envs([("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", &port)]);
+            command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+            command.spawn().expect("the program starts")
+        })
+        .collect();
+    for child in children {
+        let output = child.wait_with_output().expect("it ends");
+        assert!(output.status.success(), "{}", stderr(&output));
+    }
+    let (one, two) = (losses("one"), losses("two"));
+    assert_eq!((one.len(), two.len()), (20, 20));
+    for (i, (one, two)) in one.iter().zip(&two).enumerate() {
+        assert!((one - two).abs() < 2e-4, "step {i}: {one} {two}");
+    }
+    assert!(one[19] < one[0] - 0.3, "it learns: {one:?}");
+}
+
+/// Ctrl-C or SIGTERM ends the run in order: the last checkpoint and an export are there.
 #[cfg(unix)]
 #[test]
 fn an_interrupt_saves_and_leaves() {
+    for signal in ["-INT", "-TERM"] {
+        interrupt_with(signal);
+    }
+}
+
+#[cfg(unix)]
+fn interrupt_with(signal: &str) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let mut child = Command::new(program("teeny-train"))
         .arg("--config")
@@ -306,7 +554,7 @@ fn an_interrupt_saves_and_leaves() {
             break;
         }
     }
-    let interrupt = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    let interrupt = Command::new("kill").args([signal, &child.id().to_string()]).status();
     assert!(interrupt.expect("kill starts").success());
     log.extend(lines);
     let log = log.join("\n");

@@ -397,7 +397,7 @@ fn loading_a_mapped_file_does_not_look_at_its_data() {
 fn write_sparse(path: &Path, config: &ModelConfig) {
     let mut metadata = serde_json::Map::new();
     metadata.insert("format".into(), format::FORMAT.into());
-    metadata.insert("format_version".into(), format::FORMAT_VERSION.into());
+    metadata.insert("format_version".into(), format::format_version(config).into());
     metadata.insert("tokenizer".into(), tokenizer(config.vocab_size).to_json().into());
     for (key, value) in config.to_metadata() {
         metadata.insert(key.into(), value.into());

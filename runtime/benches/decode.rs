@@ -47,6 +47,8 @@ fn run(folder: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
         norm_bias: false,
         lm_head_bias: false,
         tie_embeddings: false,
+        qk_norm: false,
+        logit_softcap: 0.0,
     };
     let alphabet: String = (0..65u8).map(|i| char::from(b'0' + i)).collect();
     let tokenizer = Tokenizer::Char(CharTokenizer::from_text(&alphabet));

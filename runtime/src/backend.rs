@@ -30,9 +30,9 @@ pub struct Span<'a, C> {
 
 /// Scale, shift and epsilon of a normalisation.
 pub struct NormWeights<V> {
-    /// (n_embd)
+    /// (n_embd), or (head_dim) for queries and keys
     pub weight: V,
-    /// (n_embd)
+    /// The same
     pub bias: Option<V>,
     /// Added to the variance or mean square.
     pub eps: f32,
@@ -78,6 +78,10 @@ pub struct AttentionWeights<B: Backend> {
     pub k_proj: Linear<B>,
     /// (kv_dim, n_embd)
     pub v_proj: Linear<B>,
+    /// Of each query head, before the rotation (arXiv:2010.04245). (head_dim)
+    pub q_norm: Option<NormWeights<B::Vector>>,
+    /// The same of each key head; there with `q_norm`. (head_dim)
+    pub k_norm: Option<NormWeights<B::Vector>>,
     /// (n_embd, n_embd)
     pub o_proj: Linear<B>,
 }
@@ -102,6 +106,8 @@ pub struct Head<B: Backend> {
     pub norm: Option<NormWeights<B::Vector>>,
     /// (vocab_size, n_embd)
     pub lm_head: Linear<B>,
+    /// Logits become `softcap * tanh(logits / softcap)` (arXiv:2408.00118); 0 is off.
+    pub softcap: f32,
 }
 
 /// Sizes that attention needs beside its operands.
@@ -354,8 +360,9 @@ pub trait Backend: Sized {
     #[allow(clippy::missing_errors_doc)]
     fn embed(&self, a: &mut Activations<Self>, weights: &Embedding<Self>) -> Result<()>;
 
-    /// q, k, v = the projections of norm(x); q and k rotated if `shape` says so; k and v stored in the
-    /// rows' caches under their positions.
+    /// q, k, v = the projections of norm(x); q and k normalised head by head if `weights` has norms for
+    /// them, and then rotated if `shape` says so; k and v stored in the rows' caches under their
+    /// positions.
     #[allow(clippy::missing_errors_doc)]
     fn qkv(
         &self,
@@ -393,7 +400,7 @@ pub trait Backend: Sized {
     #[allow(clippy::missing_errors_doc)]
     fn ffn_output(&self, a: &mut Activations<Self>, weights: &FfnWeights<Self>) -> Result<()>;
 
-    /// normed = norm(x), logits = lm_head(normed), for the wanted rows, which come first then.
+    /// normed = norm(x), logits = softcap(lm_head(normed)), for the wanted rows, which come first then.
     #[allow(clippy::missing_errors_doc)]
     fn logits(
         &self,

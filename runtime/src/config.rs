@@ -30,6 +30,8 @@ pub mod limits {
     pub const ROPE_THETA: RangeInclusive<f64> = 1.0..=1e12;
     /// An epsilon of 0 would turn a vector of zeros into NaN.
     pub const NORM_EPS: RangeInclusive<f64> = 1e-12..=1.0;
+    /// Where the soft cap is on. Logits need room to differ; published caps are 30 and 50.
+    pub const LOGIT_SOFTCAP: RangeInclusive<f64> = 0.1..=1000.0;
 }
 
 /// The sections of a configuration file: `[dataset]` is read by [`dataset`](crate::dataset),
@@ -57,6 +59,8 @@ pub const MODEL_KEYS: &[Key] = &[
     Key::new("norm_bias"),
     Key::new("lm_head_bias"),
     Key::new("tie_embeddings"),
+    Key::new("qk_norm"),
+    Key::new("logit_softcap"),
 ];
 
 /// Key of `[train]`: how many tokens a training example has. It stands here because `teeny-run`
@@ -175,18 +179,22 @@ pub enum Ffn {
     Classic,
     /// `down(gelu(up(x)))` with the exact GELU, by erf (arXiv:1606.08415).
     Gelu,
+    /// `down(relu(up(x))²)` (arXiv:2109.08668).
+    Relu2,
     /// `down(silu(gate(x)) * up(x))` (arXiv:2002.05202).
     Swiglu,
 }
 
 impl Ffn {
     /// Every kind.
-    pub const ALL: &[Ffn] = &[Ffn::Classic, Ffn::Gelu, Ffn::Swiglu];
+    pub const ALL: &[Ffn] = &[Ffn::Classic, Ffn::Gelu, Ffn::Relu2, Ffn::Swiglu];
 
     /// Every spelling that a configuration may use, the standard one of each value first.
     pub const SPELLINGS: &[(&str, Ffn)] = &[
         ("classic", Ffn::Classic),
         ("gelu", Ffn::Gelu),
+        ("relu2", Ffn::Relu2),
+        ("relu_squared", Ffn::Relu2),
         ("swiglu", Ffn::Swiglu),
         ("swish_glu", Ffn::Swiglu), // teenyGPT
     ];
@@ -196,6 +204,7 @@ impl Ffn {
         match self {
             Ffn::Classic => "classic",
             Ffn::Gelu => "gelu",
+            Ffn::Relu2 => "relu2",
             Ffn::Swiglu => "swiglu",
         }
     }
@@ -250,6 +259,11 @@ pub struct ModelConfig {
     pub lm_head_bias: bool,
     /// Whether the output projection is the token embedding.
     pub tie_embeddings: bool,
+    /// Whether each query head and each key head is normalised to a root mean square of 1 and
+    /// scaled, before the rotation (arXiv:2010.04245).
+    pub qk_norm: bool,
+    /// Logits are `cap * tanh(logits / cap)` (arXiv:2408.00118); 0 leaves them as they are.
+    pub logit_softcap: f32,
 }
 
 /// What a configuration has wrong, before it is known whether a file or a user is to be told.
@@ -309,6 +323,14 @@ impl ModelConfig {
                 return Err(Invalid { key, found: found.to_string(), expected });
             }
         }
+        let range = *limits::LOGIT_SOFTCAP.start() as f32..=*limits::LOGIT_SOFTCAP.end() as f32;
+        if self.logit_softcap != 0.0 && !range.contains(&self.logit_softcap) {
+            return Err(Invalid {
+                key: "logit_softcap",
+                found: self.logit_softcap.to_string(),
+                expected: format!("0 or a number{}", range_text(&limits::LOGIT_SOFTCAP)),
+            });
+        }
         self.check_combinations()?;
         self.check_size()
     }
@@ -361,7 +383,7 @@ impl ModelConfig {
             [self.vocab_size, self.max_seq_len, self.n_embd, self.ffn_dim, self.n_layer]
                 .map(|n| n as u128);
         // No less than the parameters there are: every matrix of every variant, and all biases.
-        let layer = (4 * embd + 3 * ffn) * (embd + 1) + 5 * embd;
+        let layer = (4 * embd + 3 * ffn) * (embd + 1) + 7 * embd;
         let params = 2 * vocab * (embd + 1) + (seq + 17 + 2) * embd + layers * layer;
         if params * size_of::<f32>() as u128 > isize::MAX as u128 {
             return Err(Invalid {
@@ -373,9 +395,10 @@ impl ModelConfig {
         Ok(())
     }
 
-    /// Keys and values as they stand in a model file.
+    /// Keys and values as they stand in a model file. The keys of format version 2 are there only
+    /// where they say something, so that the file of a model without them is what it always was.
     pub fn to_metadata(&self) -> Vec<(&'static str, String)> {
-        vec![
+        let mut metadata = vec![
             ("vocab_size", self.vocab_size.to_string()),
             ("n_layer", self.n_layer.to_string()),
             ("n_head", self.n_head.to_string()),
@@ -394,7 +417,14 @@ impl ModelConfig {
             ("norm_bias", self.norm_bias.to_string()),
             ("lm_head_bias", self.lm_head_bias.to_string()),
             ("tie_embeddings", self.tie_embeddings.to_string()),
-        ]
+        ];
+        if self.qk_norm {
+            metadata.push(("qk_norm", self.qk_norm.to_string()));
+        }
+        if self.logit_softcap != 0.0 {
+            metadata.push(("logit_softcap", self.logit_softcap.to_string()));
+        }
+        metadata
     }
 
     /// Reads what [`to_metadata`](Self::to_metadata) wrote, from a file that nobody vouches for.
@@ -426,6 +456,12 @@ impl ModelConfig {
             norm_bias: metadata.bool("norm_bias")?,
             lm_head_bias: metadata.bool("lm_head_bias")?,
             tie_embeddings: metadata.bool("tie_embeddings")?,
+            qk_norm: metadata.has("qk_norm") && metadata.bool("qk_norm")?,
+            logit_softcap: if metadata.has("logit_softcap") {
+                metadata.f32("logit_softcap")?
+            } else {
+                0.0
+            },
         };
         config.validate()?;
         Ok(config)
@@ -487,6 +523,8 @@ pub fn model_section(ini: &Ini, vocab_size: usize) -> Result<ModelSection> {
         norm_bias: s.bool("norm_bias", bias(true)? && norm == Norm::LayerNorm)?,
         lm_head_bias: s.bool("lm_head_bias", teenygpt)?,
         tie_embeddings: s.bool("tie_embeddings", false)?,
+        qk_norm: s.bool("qk_norm", false)?,
+        logit_softcap: s.f64("logit_softcap", 0.0, 0.0..=*limits::LOGIT_SOFTCAP.end())? as f32,
     };
     let dropout = s.f64("dropout", 0.2, 0.0..1.0)?;
     config.check().map_err(|Invalid { key, found, expected }| s.error(key, found, expected))?;
@@ -549,6 +587,11 @@ impl<'a, F: Fn(&str) -> Option<&'a str>> Metadata<F> {
             found: text.map_or("nothing".to_owned(), shown),
             expected: expected(),
         })
+    }
+
+    /// Whether the key is there at all: those of later versions need not be.
+    fn has(&self, key: &str) -> bool {
+        (self.0)(key).is_some()
     }
 
     fn usize(&self, key: &str) -> Result<usize> {

@@ -14,8 +14,9 @@ use crate::tokenizer::Tokenizer;
 
 /// Value of the metadata key `format`.
 pub const FORMAT: &str = "teeny";
-/// Value of the metadata key `format_version`: readers refuse any other.
-pub const FORMAT_VERSION: &str = "1";
+/// Values of the metadata key `format_version`: readers refuse any other. The writer uses the
+/// first that has all parts of the model ([`format_version`]).
+pub const FORMAT_VERSIONS: &[&str] = &["1", "2"];
 /// Tensor data begins at a multiple of this many bytes from the start of the file.
 pub const ALIGNMENT: usize = 64;
 /// Width of the sinusoid that `learned_sinusoidal` maps to `n_embd`.
@@ -124,13 +125,17 @@ pub fn tensor_specs(config: &ModelConfig) -> Vec<TensorSpec> {
         specs.linear(names::layer(n, "self_attn.q_proj"), c.n_embd, c.n_embd, c.attention_bias);
         specs.linear(names::layer(n, "self_attn.k_proj"), c.kv_dim(), c.n_embd, c.attention_bias);
         specs.linear(names::layer(n, "self_attn.v_proj"), c.kv_dim(), c.n_embd, c.attention_bias);
+        if c.qk_norm {
+            specs.add(names::layer(n, "self_attn.q_norm.weight"), &[c.head_dim()]);
+            specs.add(names::layer(n, "self_attn.k_norm.weight"), &[c.head_dim()]);
+        }
         specs.linear(names::layer(n, "self_attn.o_proj"), c.n_embd, c.n_embd, c.attention_bias);
         specs.norm(names::layer(n, "post_attention_layernorm"), c);
         match c.ffn {
             Ffn::Swiglu => {
                 specs.linear(names::layer(n, "mlp.gate_proj"), c.ffn_dim, c.n_embd, c.ffn_bias);
             }
-            Ffn::Classic | Ffn::Gelu => {}
+            Ffn::Classic | Ffn::Gelu | Ffn::Relu2 => {}
         }
         specs.linear(names::layer(n, "mlp.up_proj"), c.ffn_dim, c.n_embd, c.ffn_bias);
         specs.linear(names::layer(n, "mlp.down_proj"), c.n_embd, c.ffn_dim, c.ffn_bias);
@@ -145,6 +150,17 @@ pub fn tensor_specs(config: &ModelConfig) -> Vec<TensorSpec> {
         specs.add(format!("{}.bias", names::LM_HEAD), &[c.vocab_size]);
     }
     specs.0
+}
+
+/// The format version that a model's file has: 2 for parts that a reader of version 1 does not know
+/// (`relu2`, `qk_norm`, `logit_softcap`). It would miss a soft cap without noticing, as it ignores keys
+/// that it does not know.
+pub fn format_version(config: &ModelConfig) -> &'static str {
+    let relu2 = match config.ffn {
+        Ffn::Relu2 => true,
+        Ffn::Classic | Ffn::Gelu | Ffn::Swiglu => false,
+    };
+    if relu2 || config.qk_norm || config.logit_softcap != 0.0 { "2" } else { "1" }
 }
 
 /// Number of parameters of a model; a tied output projection counts once.
@@ -239,7 +255,7 @@ fn metadata(
 ) -> Result<Vec<(String, String)>> {
     let mut metadata = vec![
         ("format".to_owned(), FORMAT.to_owned()),
-        ("format_version".to_owned(), FORMAT_VERSION.to_owned()),
+        ("format_version".to_owned(), format_version(config).to_owned()),
     ];
     metadata.extend(config.to_metadata().into_iter().map(|(k, v)| (k.to_owned(), v)));
     metadata.push(("tokenizer".to_owned(), tokenizer.to_json()));
@@ -329,17 +345,32 @@ pub fn write_atomically(
 /// The model configuration in a file's metadata, after checking that this is a file of ours.
 ///
 /// # Errors
-/// A foreign file, another format version, or a missing or invalid key.
+/// A foreign file, a format version that is unknown or lacks a part of the model, or a missing or
+/// invalid key.
 pub fn config_from_metadata(metadata: &BTreeMap<String, String>) -> Result<ModelConfig> {
     let get = |key: &str| metadata.get(key).map(String::as_str);
-    for (key, expected) in [("format", FORMAT), ("format_version", FORMAT_VERSION)] {
-        if get(key) != Some(expected) {
+    for (key, expected) in [("format", &[FORMAT][..]), ("format_version", FORMAT_VERSIONS)] {
+        if !get(key).is_some_and(|value| expected.contains(&value)) {
+            let expected: Vec<_> = expected.iter().map(|value| format!("{value:?}")).collect();
             return Err(Error::Format {
                 what: format!("metadata key {key}"),
                 found: get(key).map_or("nothing".into(), |v| format!("{v:?}")),
-                expected: format!("{expected:?}: is this a file written by teeny-train?"),
+                expected: format!(
+                    "{}: is this a file written by teeny-train?",
+                    expected.join(" or ")
+                ),
             });
         }
     }
-    ModelConfig::from_metadata(get)
+    let config = ModelConfig::from_metadata(get)?;
+    let (found, needed) = (get("format_version").unwrap_or_default(), format_version(&config));
+    // Programs that know version 1 only would read such a file as another model.
+    if found < needed {
+        return Err(Error::Format {
+            what: "metadata key format_version".into(),
+            found: format!("{found:?}"),
+            expected: format!("{needed:?} with relu2, qk_norm or logit_softcap"),
+        });
+    }
+    Ok(config)
 }

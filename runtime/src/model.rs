@@ -105,6 +105,7 @@ impl<B: Backend> Model<B> {
             bias: loader.bias(names::LM_HEAD, c.lm_head_bias)?,
         };
         let norm = if c.final_norm { loader.norm(names::FINAL_NORM)? } else { None };
+        let softcap = c.logit_softcap;
         let alibi = c.positional_encoding == PositionalEncoding::Alibi;
         let attention = AttentionShape {
             n_head: c.n_head,
@@ -122,7 +123,7 @@ impl<B: Backend> Model<B> {
             attention,
             embedding,
             layers,
-            head: Head { norm, lm_head },
+            head: Head { norm, lm_head, softcap },
             idle: Mutex::default(),
         })
     }
@@ -196,7 +197,7 @@ impl<B: Backend> Model<B> {
         let b = &self.backend;
         b.embed(a, &self.embedding)?;
         for (n, layer) in self.layers.iter().enumerate() {
-            // x += o_proj(attention(norm(x)))
+            // x += o_proj(attention(norm(x))), with q and k normalised and rotated
             b.qkv(a, n, &layer.attention, &self.attention, spans)?;
             b.attention(a, n, &self.attention, spans)?;
             b.attention_output(a, &layer.attention)?;
@@ -204,7 +205,7 @@ impl<B: Backend> Model<B> {
             b.ffn(a, &layer.ffn)?;
             b.ffn_output(a, &layer.ffn)?;
         }
-        // lm_head(norm(x))
+        // softcap(lm_head(norm(x)))
         b.logits(a, &self.head, spans)
     }
 
@@ -407,15 +408,32 @@ impl<B: Backend> Loader<'_, B> {
         }))
     }
 
+    /// The norm of each head of queries or keys: RMSNorm whatever the model's norm is.
+    fn head_norm(&self, name: &str) -> Result<Option<NormWeights<B::Vector>>> {
+        if !self.config.qk_norm {
+            return Ok(None);
+        }
+        let weight = self.weights.tensor(&format!("{name}.weight"))?;
+        Ok(Some(NormWeights {
+            weight: self.backend.vector(&weight.to_f32()?)?,
+            bias: None,
+            eps: self.config.norm_eps,
+            subtract_mean: false,
+        }))
+    }
+
     fn layer(&self, n: usize) -> Result<Layer<B>> {
         let c = self.config;
         let linear = |part: &str, bias| self.linear(&names::layer(n, part), bias);
+        let head_norm = |part: &str| self.head_norm(&names::layer(n, part));
         Ok(Layer {
             attention: AttentionWeights {
                 norm: self.norm(&names::layer(n, "input_layernorm"))?,
                 q_proj: linear("self_attn.q_proj", c.attention_bias)?,
                 k_proj: linear("self_attn.k_proj", c.attention_bias)?,
                 v_proj: linear("self_attn.v_proj", c.attention_bias)?,
+                q_norm: head_norm("self_attn.q_norm")?,
+                k_norm: head_norm("self_attn.k_norm")?,
                 o_proj: linear("self_attn.o_proj", c.attention_bias)?,
             },
             ffn: FfnWeights {
@@ -423,7 +441,7 @@ impl<B: Backend> Loader<'_, B> {
                 kind: c.ffn,
                 gate_proj: match c.ffn {
                     Ffn::Swiglu => Some(linear("mlp.gate_proj", c.ffn_bias)?),
-                    Ffn::Classic | Ffn::Gelu => None,
+                    Ffn::Classic | Ffn::Gelu | Ffn::Relu2 => None,
                 },
                 up_proj: linear("mlp.up_proj", c.ffn_bias)?,
                 down_proj: linear("mlp.down_proj", c.ffn_bias)?,

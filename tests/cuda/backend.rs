@@ -5,7 +5,9 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use teeny_cuda_tests::suite::{self, SPLIT, assert_close, bits, sampler, session};
+use teeny_cuda_tests::suite::{
+    self, SPLIT, assert_close, bits, sampler, session, with_later_parts,
+};
 use teeny_cuda_tests::{Emulator, TARGETS, emulated_driver};
 use teeny_runtime::{
     Batch, Cuda, Dtype, Error, Ffn, GenerateOptions, Model, Norm, Overflow, PositionalEncoding,
@@ -84,19 +86,22 @@ fn threads_share_a_model() {
 #[test]
 fn the_schedule_changes_nothing() {
     let emulator = emulator();
-    let config = small(PositionalEncoding::Alibi, Norm::LayerNorm, Ffn::Gelu);
-    let file = RandomModel::new(&config, Dtype::F32, 48);
-    let tokens = random_tokens(100, config.vocab_size, 49);
-    let mut first = None;
-    for seed in 1..6 {
-        emulator.set("seed", seed);
-        let mut session = session(&file.load(Cuda::new(0).expect("an emulated device")));
-        session.prefill(&tokens[..60]).expect("a device");
-        let mut found = Vec::new();
-        for token in &tokens[60..] {
-            found.push(bits(session.decode(*token).expect("a device")));
+    let alibi = small(PositionalEncoding::Alibi, Norm::LayerNorm, Ffn::Gelu);
+    let rope = small(PositionalEncoding::Rope, Norm::LayerNorm, Ffn::Gelu);
+    for config in [alibi, with_later_parts(rope)] {
+        let file = RandomModel::new(&config, Dtype::F32, 48);
+        let tokens = random_tokens(100, config.vocab_size, 49);
+        let mut first = None;
+        for seed in 1..6 {
+            emulator.set("seed", seed);
+            let mut session = session(&file.load(Cuda::new(0).expect("an emulated device")));
+            session.prefill(&tokens[..60]).expect("a device");
+            let mut found = Vec::new();
+            for token in &tokens[60..] {
+                found.push(bits(session.decode(*token).expect("a device")));
+            }
+            assert_eq!(*first.get_or_insert_with(|| found.clone()), found, "seed {seed}");
         }
-        assert_eq!(*first.get_or_insert_with(|| found.clone()), found, "seed {seed}");
     }
 }
 
@@ -134,26 +139,28 @@ fn batches_refuse_what_they_cannot_feed() {
 fn a_step_is_one_graph_and_allocates_nothing() {
     let emulator = emulator();
     let config = small(PositionalEncoding::Rope, Norm::RmsNorm, Ffn::Swiglu);
-    let file = RandomModel::new(&config, Dtype::Bf16, 61);
-    let model = file.load(Cuda::new(0).expect("an emulated device"));
-    let mut session = session(&model);
-    session.reserve(100).expect("enough memory");
-    session.decode(1).expect("a device");
-    session.decode(2).expect("a device");
-    let counts = || {
-        ["allocations", "pinned_allocations", "graph_launches", "copies"]
-            .map(|name| emulator.get(name))
-    };
-    let before = counts();
-    for token in 0..20 {
-        session.decode(token).expect("a device");
+    for config in [config.clone(), with_later_parts(config)] {
+        let file = RandomModel::new(&config, Dtype::Bf16, 61);
+        let model = file.load(Cuda::new(0).expect("an emulated device"));
+        let mut session = session(&model);
+        session.reserve(100).expect("enough memory");
+        session.decode(1).expect("a device");
+        session.decode(2).expect("a device");
+        let counts = || {
+            ["allocations", "pinned_allocations", "graph_launches", "copies"]
+                .map(|name| emulator.get(name))
+        };
+        let before = counts();
+        for token in 0..20 {
+            session.decode(token).expect("a device");
+        }
+        let after = counts();
+        // One copy brings the token, two bring logits and hidden state.
+        assert_eq!([0, 0, 20, 60], std::array::from_fn(|i| after[i] - before[i]));
+        assert_eq!(emulator.calls("cuLaunchKernel"), 0);
+        drop((session, model));
+        assert_eq!(emulator.alive(), "");
     }
-    let after = counts();
-    // One copy brings the token, two bring logits and hidden state.
-    assert_eq!([0, 0, 20, 60], std::array::from_fn(|i| after[i] - before[i]));
-    assert_eq!(emulator.calls("cuLaunchKernel"), 0);
-    drop((session, model));
-    assert_eq!(emulator.alive(), "");
 }
 
 #[test]

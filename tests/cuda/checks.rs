@@ -62,6 +62,42 @@ fn faults_in_causal_attention_are_found() {
 }
 
 #[test]
+fn norms_of_heads() {
+    passes("heads", &[80], 3);
+}
+
+#[test]
+fn faults_in_norms_of_heads_are_found() {
+    for (from, to) in [
+        ("from, a.k_norm, head_dim", "from, a.q_norm, head_dim"),
+        ("normed(x[i + half], i + half,", "normed(x[i + half], i,"),
+        ("if (a.k && head < n_kv_head)", "if (a.k && head + 1 < n_kv_head)"),
+        ("a.k ? a.k + (u64)r * a.kv_ld", "a.k ? a.k + (u64)r * a.q_ld"),
+    ] {
+        found("heads", 80, 3, ("rotate.cu", from, to));
+    }
+}
+
+#[test]
+fn activations_and_the_soft_cap() {
+    passes("activate", &[80], 3);
+}
+
+#[test]
+fn faults_in_activations_are_found() {
+    for (file, from, to) in [
+        ("common.cuh", "y * y", "y"),
+        ("activate.cu", "a.cap * tanh_f32(up / a.cap)", "a.cap * tanh_f32(up)"),
+        ("device.cuh", "-3.3333282e-1f", "-3.3331e-1f"),
+        ("device.cuh", "size < 0.625f", "size < 0.9f"),
+        // Of the wrong sign below zero.
+        ("device.cuh", "+ 1.0f), x);", "+ 1.0f), 1.0f);"),
+    ] {
+        found("activate", 80, 3, (file, from, to));
+    }
+}
+
+#[test]
 fn products_of_many_rows() {
     passes("matmul", &[75, 80], 15);
 }

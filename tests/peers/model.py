@@ -50,6 +50,8 @@ class Config:
     norm_bias: bool = False
     lm_head_bias: bool = False
     tie_embeddings: bool = False
+    qk_norm: bool = False
+    logit_softcap: float = 0.0
 
     @property
     def head_dim(self):
@@ -65,11 +67,20 @@ class Config:
                 return str(value).lower()
             return f"{value:.12f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
 
-        return {key: text(value) for key, value in dataclasses.asdict(self).items()}
+        values = dataclasses.asdict(self)
+        # What format version 1 does not have is there only where it says something.
+        later = [key for key in ("qk_norm", "logit_softcap") if not values[key]]
+        return {key: text(value) for key, value in values.items() if key not in later}
+
+    def format_version(self):
+        later = self.ffn == "relu2" or self.qk_norm or self.logit_softcap
+        return "2" if later else "1"
 
     @staticmethod
     def from_metadata(metadata):
         def value(field):
+            if field.name in ("qk_norm", "logit_softcap") and field.name not in metadata:
+                return field.default
             text = metadata[field.name]
             return text == "true" if field.type is bool else field.type(text)
 
@@ -134,6 +145,9 @@ def tensor_shapes(c):
         linear(f"{layer}.self_attn.q_proj", c.n_embd, c.n_embd, c.attention_bias)
         linear(f"{layer}.self_attn.k_proj", c.kv_dim, c.n_embd, c.attention_bias)
         linear(f"{layer}.self_attn.v_proj", c.kv_dim, c.n_embd, c.attention_bias)
+        if c.qk_norm:
+            shapes[f"{layer}.self_attn.q_norm.weight"] = (c.head_dim,)
+            shapes[f"{layer}.self_attn.k_norm.weight"] = (c.head_dim,)
         linear(f"{layer}.self_attn.o_proj", c.n_embd, c.n_embd, c.attention_bias)
         norm(f"{layer}.post_attention_layernorm")
         if c.ffn == "swiglu":
@@ -175,7 +189,7 @@ def write_model(path, config, tensors, chars=None):
     """Writes a model file; all tensors have one element type."""
     dtype = next(iter(tensors.values())).dtype
     stored = {dtype: name for name, dtype in STORED.items()}[dtype]
-    metadata = {"format": "teeny", "format_version": "1", **config.metadata()}
+    metadata = {"format": "teeny", "format_version": config.format_version(), **config.metadata()}
     metadata["tokenizer"] = json.dumps(
         {"type": "char", "chars": chars or alphabet(config.vocab_size)}, ensure_ascii=False
     )
@@ -295,6 +309,11 @@ class Layer(nn.Module):
         self.input_norm = Norm(config, tensors, f"{name}.input_layernorm", convert)
         qkv = [f"{name}.self_attn.{part}_proj" for part in "qkv"]
         self.qkv = Linear(tensors, qkv, convert)
+        if config.qk_norm:
+            # Of every query and key head: (n_head + n_kv_head, 1, head_dim)
+            heads = [("q", config.n_head), ("k", config.n_kv_head)]
+            weights = [tensors[f"{name}.self_attn.{x}_norm.weight"].repeat(n, 1, 1) for x, n in heads]
+            self.register_buffer("head_norm", convert(torch.cat(weights)))
         self.o = Linear(tensors, [f"{name}.self_attn.o_proj"], convert)
         self.post_norm = Norm(config, tensors, f"{name}.post_attention_layernorm", convert)
         gate_up = [f"{name}.mlp.gate_proj", f"{name}.mlp.up_proj"]
@@ -312,6 +331,10 @@ class Layer(nn.Module):
         batch, rows, _ = x.shape
         # (batch, n_head + 2 * n_kv_head, rows, head_dim)
         heads = self.qkv(x).view(batch, rows, -1, c.head_dim).transpose(1, 2)
+        if c.qk_norm:
+            n = c.n_head + c.n_kv_head
+            normed = F.rms_norm(heads[:, :n], (c.head_dim,), eps=c.norm_eps) * self.head_norm
+            heads = torch.cat((normed, heads[:, n:]), 1)
         if rotation is None:
             q, kv = heads[:, : c.n_head], heads[:, c.n_head :]
             self.store(self.cache, pos, kv)
@@ -343,7 +366,10 @@ class Layer(nn.Module):
         if self.config.ffn == "swiglu":
             gate, up = x.chunk(2, -1)
             return F.silu(gate) * up
-        return F.gelu(x) if self.config.ffn == "gelu" else F.relu(x)
+        if self.config.ffn == "gelu":
+            return F.gelu(x)
+        x = F.relu(x)
+        return x * x if self.config.ffn == "relu2" else x
 
 
 def rotate(x, cos, sin):
@@ -438,7 +464,9 @@ class Model(nn.Module):
             x = layer(x, pos, rotation, mask, causal)
         if not every_row:
             x = x[:, -1]
-        return F.linear(self.norm(x), self.head, self.head_bias)
+        logits = F.linear(self.norm(x), self.head, self.head_bias)
+        cap = self.config.logit_softcap
+        return cap * torch.tanh(logits / cap) if cap else logits
 
 
 def encode(file, text):

@@ -35,6 +35,8 @@ pub fn small(positional_encoding: PositionalEncoding, norm: Norm, ffn: Ffn) -> M
         norm_bias: false,
         lm_head_bias: false,
         tie_embeddings: false,
+        qk_norm: false,
+        logit_softcap: 0.0,
     }
 }
 
@@ -83,13 +85,38 @@ pub fn every_option() -> Vec<ModelConfig> {
         }),
         with(&|c| (c.n_layer, c.ffn_dim) = (1, 1)),
         with(&|c| (c.n_embd, c.n_head, c.n_kv_head) = (128, 1, 1)),
+        with(&|c| (c.ffn, c.ffn_bias) = (Ffn::Relu2, true)),
+        with(&|c| c.qk_norm = true),
+        // Logits reach about 3: a cap that bends most of them, and one that bends few.
+        with(&|c| c.logit_softcap = 1.5),
+        with(&|c| (c.logit_softcap, c.lm_head_bias) = (30.0, true)),
+        with(&|c| (c.qk_norm, c.attention_bias) = (true, true)),
+        with(&|c| (c.qk_norm, c.norm, c.norm_eps) = (true, Norm::RmsNorm, 0.1)),
+        with(&|c| {
+            (c.qk_norm, c.logit_softcap) = (true, 2.0);
+            (c.n_embd, c.n_head, c.n_kv_head) = (32, 8, 2);
+            (c.ffn, c.tie_embeddings) = (Ffn::Relu2, true);
+        }),
+        with(&|c| {
+            (c.qk_norm, c.positional_encoding) = (true, PositionalEncoding::Alibi);
+            (c.n_embd, c.n_head, c.n_kv_head) = (36, 6, 3);
+        }),
+        with(&|c| {
+            (c.qk_norm, c.positional_encoding) = (true, PositionalEncoding::None);
+            (c.n_embd, c.n_head, c.n_kv_head) = (35, 5, 1);
+            (c.norm, c.logit_softcap) = (Norm::None, 0.5);
+        }),
+        with(&|c| {
+            (c.qk_norm, c.positional_encoding) = (true, PositionalEncoding::Learned);
+            (c.n_embd, c.n_head, c.n_kv_head) = (128, 1, 1);
+        }),
     ]
 }
 
 /// A name for messages.
 pub fn describe(c: &ModelConfig) -> String {
     format!(
-        "{} {} {} heads {}/{} width {} ffn {} biases {}{}{}{} tied {} final norm {}",
+        "{} {} {} heads {}/{} width {} ffn {} biases {}{}{}{} tied {} final norm {} qk norm {} cap {}",
         c.positional_encoding.name(),
         c.norm.name(),
         c.ffn.name(),
@@ -102,7 +129,9 @@ pub fn describe(c: &ModelConfig) -> String {
         u8::from(c.norm_bias),
         u8::from(c.lm_head_bias),
         c.tie_embeddings,
-        c.final_norm
+        c.final_norm,
+        c.qk_norm,
+        c.logit_softcap
     )
 }
 

@@ -16,14 +16,12 @@ use teeny_trainer::{memory, mkl, threads};
 const VOCAB_SIZE: usize = 65;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    threads::set_environment();
     mkl::link();
     memory::keep_freed_memory();
     let mut args = std::env::args().skip(1);
     let n_threads: i32 = args.next().ok_or("how many threads?")?.parse()?;
     tch::set_num_threads(n_threads);
-    if n_threads > 1 {
-        threads::wait_politely();
-    }
 
     let folder = std::env::temp_dir().join(format!("teeny-step-time-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
@@ -49,11 +47,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ini.set(&assignment)?;
     }
     let run = Run::read(&ini)?;
-    let mut trainer = Trainer::new(&run, tch::Device::Cpu)?;
+    let mut trainer = Trainer::new(&run, tch::Device::Cpu, None)?;
     for line in std::io::stdin().lock().lines() {
         line?;
         let started = Instant::now();
-        trainer.step()?;
+        trainer.run_steps(1)?;
         println!("{:.3}", started.elapsed().as_secs_f64() * 1e3);
         std::io::stdout().flush()?;
     }

@@ -24,6 +24,19 @@ pub struct Attention {
     /// Factors of the rows of the projection for [`with_dropout`]: `1/sqrt(head_dim)` for queries
     /// and the survivors' factor for values, `(n_embd + 2 kv_dim)`. On the weights they cost nothing.
     row_factors: Tensor,
+    norm_eps: f64,
+}
+
+/// The projection to queries, keys and values, and what is done to them then.
+pub struct Projection<'a> {
+    /// `(n_embd + 2 kv_dim, n_embd)`
+    pub weight: &'a Tensor,
+    /// `(n_embd + 2 kv_dim)` f32
+    pub bias: Option<&'a Tensor>,
+    /// Weights of an RMSNorm of each query head, `(head_dim)` f32.
+    pub q_norm: Option<&'a Tensor>,
+    /// The same for each key head.
+    pub k_norm: Option<&'a Tensor>,
 }
 
 /// Rotary positions.
@@ -75,45 +88,52 @@ impl Attention {
             bias: bias.to_device(device),
             has_alibi,
             row_factors,
+            norm_eps: f64::from(config.norm_eps),
         }
     }
 
-    /// `(B, T, n_embd)` from `x`, `(B, T, n_embd)`, and the projection to queries, keys and values,
-    /// `(n_embd + 2 kv_dim, n_embd)` with bias `(n_embd + 2 kv_dim)`.
-    pub fn forward(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        bias: Option<&Tensor>,
-        training: bool,
-    ) -> Tensor {
+    /// `(B, T, n_embd)` from `x`, `(B, T, n_embd)`, which has the kind of the projection's weights.
+    pub fn forward(&self, x: &Tensor, projection: &Projection<'_>, training: bool) -> Tensor {
         let size = x.size();
         let (b, t) = (size[0], size[1]);
         let p = if training { self.p_dropout } else { 0.0 };
-        let by_hand = p > 0.0 && !x.device().is_cuda();
-        let weight = self.prepared(weight, by_hand);
-        let bias = bias.map(|bias| self.prepared(bias, by_hand));
+        let on_cpu = !x.device().is_cuda();
+        let by_hand = p > 0.0 && on_cpu;
+        let weight = self.prepared(projection.weight, by_hand);
+        let bias = projection.bias.map(|bias| self.prepared(bias, by_hand).to_kind(x.kind()));
         let qkv = x.linear(&weight, bias.as_ref());
         let heads = qkv.view([b, t, self.n_head + 2 * self.n_kv_head, self.head_dim]);
-        let (q, k, v) = match &self.rotary {
-            // Queries and keys turn together.
-            Some(rotary) => {
+        // On the CPU attention is faster in f32 than in bf16 (in training, libtorch 2.11).
+        let kind = if on_cpu { Kind::Float } else { heads.kind() };
+        let (q, k, v) = match (&self.rotary, projection.q_norm.zip(projection.k_norm)) {
+            (None, None) => {
+                let parts = heads
+                    .to_kind(kind)
+                    .split_with_sizes([self.n_head, self.n_kv_head, self.n_kv_head], 2);
+                (parts[0].transpose(1, 2), parts[1].transpose(1, 2), parts[2].transpose(1, 2))
+            }
+            (rotary, norms) => {
                 let parts =
                     heads.split_with_sizes([self.n_head + self.n_kv_head, self.n_kv_head], 2);
-                let turned = rotary.turn(&parts[0]);
-                let turned = turned.split_with_sizes([self.n_head, self.n_kv_head], 2);
-                (turned[0].transpose(1, 2), turned[1].transpose(1, 2), parts[1].transpose(1, 2))
-            }
-            None => {
-                let parts =
-                    heads.split_with_sizes([self.n_head, self.n_kv_head, self.n_kv_head], 2);
-                (parts[0].transpose(1, 2), parts[1].transpose(1, 2), parts[2].transpose(1, 2))
+                let mut turned = parts[0].to_kind(Kind::Float);
+                if let Some((q_norm, k_norm)) = norms {
+                    turned = self.normed(&turned, q_norm, k_norm, by_hand);
+                }
+                // Queries and keys turn together.
+                if let Some(rotary) = rotary {
+                    turned = rotary.turn(&turned);
+                }
+                let turned =
+                    turned.to_kind(kind).split_with_sizes([self.n_head, self.n_kv_head], 2);
+                let v = parts[1].to_kind(kind).transpose(1, 2);
+                (turned[0].transpose(1, 2), turned[1].transpose(1, 2), v)
             }
         };
         let out = if by_hand {
             self.with_dropout(&q, &k, &v, p)
         } else {
-            let bias = self.has_alibi.then(|| self.bias.narrow(1, 0, t).narrow(2, 0, t));
+            let bias =
+                self.has_alibi.then(|| self.bias.narrow(1, 0, t).narrow(2, 0, t).to_kind(kind));
             let causal = bias.is_none();
             let grouped = self.n_head != self.n_kv_head;
             Tensor::scaled_dot_product_attention(&q, &k, &v, bias, p, causal, None, grouped)
@@ -122,14 +142,35 @@ impl Attention {
         out.transpose(1, 2).reshape([b, t, self.n_head * self.head_dim])
     }
 
+    /// Queries and keys, `(B, T, n_head + n_kv_head, head_dim)` f32, divided by their root mean square
+    /// and times the weights.
+    fn normed(&self, x: &Tensor, q_norm: &Tensor, k_norm: &Tensor, by_hand: bool) -> Tensor {
+        // The norm takes the factor of the queries' rows back.
+        let factor = if by_hand { 1.0 / (self.head_dim as f64).sqrt() } else { 1.0 };
+        let mut weights = Tensor::cat(
+            &[
+                (q_norm * factor).unsqueeze(0).expand([self.n_head, -1], false),
+                k_norm.unsqueeze(0).expand([self.n_kv_head, -1], false),
+            ],
+            0,
+        ); // (n_head + n_kv_head, head_dim)
+        if let Some(rotary) = &self.rotary {
+            weights = weights.index_select(1, &rotary.order.narrow(0, 0, self.head_dim));
+        }
+        let unit = x.rms_norm([self.head_dim], None::<Tensor>, self.norm_eps);
+        unit * weights
+    }
+
     /// Weight or bias of the projection with its rows scaled and ordered as they will be used.
     fn prepared(&self, rows: &Tensor, by_hand: bool) -> Tensor {
         let mut rows = rows.shallow_clone();
         if by_hand {
-            rows = match rows.dim() {
-                1 => rows * &self.row_factors,
-                _ => rows * self.row_factors.unsqueeze(1),
+            // Rounded once, after the product.
+            let scaled = match rows.dim() {
+                1 => &rows * &self.row_factors,
+                _ => &rows * self.row_factors.unsqueeze(1),
             };
+            rows = scaled.to_kind(rows.kind());
         }
         match &self.rotary {
             Some(rotary) => rows.index_select(0, &rotary.order),

@@ -9,7 +9,11 @@ use teeny_runtime::dataset::{Dataset, Split, dataset_section};
 use teeny_runtime::format::{Dtype, n_params};
 use teeny_runtime::ini::{Ini, Key, Section};
 
+use crate::dataset::Sampling;
 use crate::error::Result;
+use crate::optim::{OptimConfig, OptimizerKind};
+use crate::params::Init;
+use crate::schedule::{LearningRate, Schedule};
 
 const fn key(name: &'static str, aliases: &'static [&'static str]) -> Key {
     Key { name, aliases }
@@ -20,12 +24,26 @@ pub const KEYS: &[Key] = &[
     key("n_iters", &["max_iters"]),
     key("n_context", &["block_size"]),
     key("n_batch", &["batch_size"]),
+    key("grad_accum", &["gradient_accumulation_steps"]),
+    key("sampling", &[]),
     key("n_est_loss_iters", &["eval_interval"]),
     key("n_est_loss_batches", &["eval_iters"]),
+    key("patience", &[]),
+    key("optimizer", &[]),
+    key("schedule", &[]),
     key("lr_max", &["learning_rate"]),
     key("lr_min", &["min_lr"]),
+    key("muon_lr", &[]),
+    key("warmup_iters", &[]),
+    key("decay_fraction", &[]),
     key("weight_decay", &[]),
     key("betas", &[]),
+    key("grad_clip", &[]),
+    key("ema", &[]),
+    key("init_std", &[]),
+    key("zero_init", &[]),
+    key("dtype", &[]),
+    key("run_dir", &[]),
     CHECKPOINT_FILE,
     EXPORT_FILE,
     key("export_dtype", &[]),
@@ -35,6 +53,15 @@ pub const KEYS: &[Key] = &[
     key("threads", &[]),
 ];
 
+/// What `dtype` may say.
+const DTYPES: &[(&str, Option<Dtype>)] = &[
+    ("auto", None),
+    ("f32", Some(Dtype::F32)),
+    ("float32", Some(Dtype::F32)),
+    ("bf16", Some(Dtype::Bf16)),
+    ("bfloat16", Some(Dtype::Bf16)),
+];
+
 /// The section `[train]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainConfig {
@@ -42,20 +69,46 @@ pub struct TrainConfig {
     pub n_iters: u64,
     /// Tokens that the model sees at once.
     pub n_context: usize,
-    /// Sequences in a step.
+    /// Sequences whose gradient is computed at once.
     pub n_batch: usize,
+    /// Batches whose gradients make one step.
+    pub grad_accum: usize,
+    /// How sequences are chosen.
+    pub sampling: Sampling,
     /// Steps between two evaluations.
     pub n_est_loss_iters: u64,
-    /// Batches that an evaluation takes from each split.
+    /// Batches that the training loss is estimated from; the validation loss is exact.
     pub n_est_loss_batches: usize,
-    /// Learning rate of the first step.
+    /// Evaluations without a better one after which training ends; 0: never.
+    pub patience: u64,
+    /// AdamW or Muon.
+    pub optimizer: OptimizerKind,
+    /// How the learning rate falls.
+    pub schedule: Schedule,
+    /// Largest learning rate of AdamW.
     pub lr_max: f64,
-    /// Learning rate that the cosine ends at.
+    /// Learning rate at the end.
     pub lr_min: f64,
+    /// Largest learning rate of Muon; it falls in the ratio of AdamW's.
+    pub muon_lr: f64,
+    /// Steps in which the learning rate rises.
+    pub warmup_iters: u64,
+    /// Share of the steps in which the schedule wsd falls.
+    pub decay_fraction: f64,
     /// Decay of weights, times the learning rate, a step.
     pub weight_decay: f64,
     /// AdamW's decay rates of the two running means.
     pub betas: [f64; 2],
+    /// Longest gradient; 0: no limit.
+    pub grad_clip: f64,
+    /// Weight of the past in the average of the parameters; 0: no average.
+    pub ema: f64,
+    /// How parameters are drawn.
+    pub init: Init,
+    /// What matrix products compute in; `None` chooses by the device.
+    pub dtype: Option<Dtype>,
+    /// Folder of the run's records; `None`: beside the checkpoint.
+    run_dir: Option<PathBuf>,
     /// Best checkpoint; the last one lies beside it, see [`TrainConfig::last_file`].
     pub checkpoint_file: PathBuf,
     /// The exported model.
@@ -81,20 +134,35 @@ impl TrainConfig {
     pub fn read(ini: &Ini, max_seq_len: usize) -> Result<TrainConfig> {
         let s = ini.section("train", KEYS)?;
         let (checkpoint_file, export_file) = output_files(ini)?;
-        let dtypes: Vec<(&str, Dtype)> = Dtype::ALL.iter().map(|d| (d.name(), *d)).collect();
         let config = TrainConfig {
             n_iters: s.usize("n_iters", 5000, 1..=1_000_000_000)? as u64,
             n_context: s.usize("n_context", max_seq_len, 1..=1 << 24)?,
             n_batch: s.usize("n_batch", 64, 1..=1 << 20)?,
+            grad_accum: s.usize("grad_accum", 1, 1..=1 << 16)?,
+            sampling: s.one_of("sampling", Sampling::SPELLINGS, Sampling::Random)?,
             n_est_loss_iters: s.usize("n_est_loss_iters", 100, 1..=1_000_000_000)? as u64,
             n_est_loss_batches: s.usize("n_est_loss_batches", 10, 1..=1_000_000)?,
+            patience: s.usize("patience", 0, 0..=1_000_000)? as u64,
+            optimizer: s.one_of("optimizer", OptimizerKind::SPELLINGS, OptimizerKind::AdamW)?,
+            schedule: s.one_of("schedule", Schedule::SPELLINGS, Schedule::Cosine)?,
             lr_max: s.f64("lr_max", 1e-3, 0.0..=1e3)?,
             lr_min: s.f64("lr_min", 1e-5, 0.0..=1e3)?,
+            muon_lr: s.f64("muon_lr", 0.02, 0.0..=1e3)?,
+            warmup_iters: s.usize("warmup_iters", 0, 0..=1_000_000_000)? as u64,
+            decay_fraction: s.f64("decay_fraction", 0.3, 0.0..=1.0)?,
             weight_decay: s.f64("weight_decay", 0.1, 0.0..=1e3)?,
             betas: s.f64_list("betas", [0.9, 0.95], 0.0..1.0)?,
+            grad_clip: s.f64("grad_clip", 0.0, 0.0..=1e6)?,
+            ema: s.f64("ema", 0.0, 0.0..1.0)?,
+            init: Init {
+                std: s.f64("init_std", 0.02, 0.0..=10.0)?,
+                zero: s.bool("zero_init", false)?,
+            },
+            dtype: s.one_of("dtype", DTYPES, None)?,
+            run_dir: s.optional("run_dir").map(PathBuf::from),
             checkpoint_file,
             export_file,
-            export_dtype: s.one_of("export_dtype", &dtypes, Dtype::Bf16)?,
+            export_dtype: read_export_dtype(&s)?,
             seed: s.u64("seed", 0)?,
             sample_length: s.usize("sample_length", 200, 0..=1 << 20)?,
             device: s.string("device", "auto")?,
@@ -113,18 +181,64 @@ impl TrainConfig {
         self.checkpoint_file.with_extension(extension)
     }
 
+    /// Where the records of the run are kept: `x.run` for the checkpoint `x.ckpt`, unless the key says
+    /// otherwise.
+    pub fn run_dir(&self) -> PathBuf {
+        self.run_dir.clone().unwrap_or_else(|| self.checkpoint_file.with_extension("run"))
+    }
+
+    /// Sequences in a step.
+    pub fn n_sequences(&self) -> usize {
+        self.n_batch * self.grad_accum
+    }
+
+    /// What the optimizer needs to know. `muon_kind`: what Muon computes in.
+    pub fn optim(&self, muon_kind: tch::Kind) -> OptimConfig {
+        OptimConfig {
+            kind: self.optimizer,
+            lr: LearningRate {
+                schedule: self.schedule,
+                max: self.lr_max,
+                min: self.lr_min,
+                warmup_iters: self.warmup_iters,
+                decay_fraction: self.decay_fraction,
+                n_iters: self.n_iters,
+            },
+            muon_lr: self.muon_lr,
+            betas: self.betas,
+            weight_decay: self.weight_decay,
+            grad_clip: self.grad_clip,
+            ema: self.ema,
+            muon_kind,
+        }
+    }
+
     /// Every key with its resolved value, in the order of [`KEYS`].
     pub fn to_metadata(&self) -> Vec<(&'static str, String)> {
         vec![
             ("n_iters", self.n_iters.to_string()),
             ("n_context", self.n_context.to_string()),
             ("n_batch", self.n_batch.to_string()),
+            ("grad_accum", self.grad_accum.to_string()),
+            ("sampling", self.sampling.name().to_owned()),
             ("n_est_loss_iters", self.n_est_loss_iters.to_string()),
             ("n_est_loss_batches", self.n_est_loss_batches.to_string()),
+            ("patience", self.patience.to_string()),
+            ("optimizer", self.optimizer.name().to_owned()),
+            ("schedule", self.schedule.name().to_owned()),
             ("lr_max", self.lr_max.to_string()),
             ("lr_min", self.lr_min.to_string()),
+            ("muon_lr", self.muon_lr.to_string()),
+            ("warmup_iters", self.warmup_iters.to_string()),
+            ("decay_fraction", self.decay_fraction.to_string()),
             ("weight_decay", self.weight_decay.to_string()),
             ("betas", format!("{:?}", self.betas)),
+            ("grad_clip", self.grad_clip.to_string()),
+            ("ema", self.ema.to_string()),
+            ("init_std", self.init.std.to_string()),
+            ("zero_init", self.init.zero.to_string()),
+            ("dtype", self.dtype.map_or("auto", Dtype::name).to_owned()),
+            ("run_dir", self.run_dir().display().to_string()),
             ("checkpoint_file", self.checkpoint_file.display().to_string()),
             ("export_file", self.export_file.display().to_string()),
             ("export_dtype", self.export_dtype.name().to_owned()),
@@ -143,6 +257,16 @@ impl TrainConfig {
         if self.lr_min > self.lr_max {
             let expected = format!("at most lr_max = {}", self.lr_max);
             return Err(s.error("lr_min", self.lr_min.to_string(), expected).into());
+        }
+        if self.warmup_iters >= self.n_iters {
+            let found = self.warmup_iters.to_string();
+            let expected = format!("fewer than n_iters = {}", self.n_iters);
+            return Err(s.error("warmup_iters", found, expected).into());
+        }
+        let run_dir = absolute(&self.run_dir());
+        if run_dir.exists() && !run_dir.is_dir() {
+            let found = format!("{:?}, which is a file", self.run_dir().display().to_string());
+            return Err(s.error("run_dir", found, "the name of a folder").into());
         }
         let export = absolute(&self.export_file);
         for (file, what) in [(&self.checkpoint_file, "best"), (&self.last_file(), "last")] {
@@ -165,6 +289,19 @@ impl TrainConfig {
         }
         Ok(())
     }
+}
+
+/// How an exported file stores numbers, and nothing else from `[train]`.
+///
+/// # Errors
+/// A value that is no element type.
+pub fn export_dtype(ini: &Ini) -> Result<Dtype> {
+    read_export_dtype(&ini.section("train", KEYS)?)
+}
+
+fn read_export_dtype(s: &Section) -> Result<Dtype> {
+    let dtypes: Vec<(&str, Dtype)> = Dtype::ALL.iter().map(|d| (d.name(), *d)).collect();
+    Ok(s.one_of("export_dtype", &dtypes, Dtype::Bf16)?)
 }
 
 /// Everything that a run needs.

@@ -13,12 +13,12 @@ pub enum Error {
     Runtime(teeny_runtime::Error),
     /// Something that was asked for and cannot be had, found before training began.
     Setup(String),
-    /// A loss was not a number.
+    /// Losses or gradients were not finite, however low the learning rate.
     NotFinite {
-        /// Step of the loss, counted from 1.
+        /// Steps done.
         iteration: u64,
-        /// The loss.
-        loss: f64,
+        /// What was left of the learning rate.
+        lr_scale: f64,
         /// Where the best parameters so far are, if any were saved.
         best: Option<PathBuf>,
     },
@@ -36,13 +36,17 @@ impl fmt::Display for Error {
         match self {
             Error::Runtime(error) => error.fmt(f),
             Error::Setup(message) => f.write_str(message),
-            Error::NotFinite { iteration, loss, best } => {
-                write!(f, "the loss of iteration {iteration} is {loss}: training has diverged; ")?;
+            Error::NotFinite { iteration, lr_scale, best } => {
+                write!(
+                    f,
+                    "after iteration {iteration} losses or gradients are not finite, even with \
+                     {lr_scale} of the learning rate: training has diverged; "
+                )?;
                 match best {
                     Some(path) => write!(f, "the best parameters so far are in {}", path.display()),
                     None => write!(f, "nothing had been saved yet"),
                 }?;
-                write!(f, "; a smaller lr_max may help")
+                write!(f, "; a smaller lr_max or grad_clip may help")
             }
             Error::Checkpoint { path, reason } => {
                 write!(f, "checkpoint {}: {reason}", path.display())

@@ -1,17 +1,19 @@
 //! All parameters of a model as one flat tensor, and views of it under their names.
 //!
 //! One leaf makes the optimizer a handful of operations whatever the number of tensors, and the
-//! gradient of all parameters one tensor. Tensors of two or more dimensions come first, so that
-//! weight decay, which applies to them only, is an operation on the head of the flat tensor.
+//! gradient of all parameters one tensor. What is treated alike lies together:
+//!
+//! ```text
+//! │ matrices of the layers, by kind │ embeddings, output layer │ biases, norms │
+//! │◄──────────── Muon ─────────────►│                          │               │
+//! │◄────────────────────── weight decay ──────────────────────►│               │
+//! ```
 
 use std::collections::HashMap;
 use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
-use teeny_runtime::format::TensorSpec;
-
-/// Standard deviation of freshly drawn weights, as in GPT-2.
-const INIT_STD: f64 = 0.02;
+use teeny_runtime::format::{TensorSpec, names};
 
 /// Flat parameters with their layout.
 pub struct Params {
@@ -20,7 +22,8 @@ pub struct Params {
     entries: Vec<Entry>,
     index: HashMap<String, usize>,
     blocks: Vec<Block>,
-    block_sizes: Vec<i64>,
+    regions: Vec<Region>,
+    n_matrix: i64,
     n_decay: i64,
 }
 
@@ -38,37 +41,121 @@ struct Block {
     shape: Vec<i64>,
 }
 
+/// The blocks of one kind in all layers, one after the other: a stack of equal matrices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// Where it begins in the flat tensor.
+    pub offset: i64,
+    /// Number of matrices, one a layer.
+    pub n: i64,
+    /// Rows of each of the tensors that a matrix consists of: those of query, key and value, say.
+    pub rows: Vec<i64>,
+    /// Columns.
+    pub columns: i64,
+}
+
+impl Region {
+    /// The region of a tensor of the layout as `(n, sum of rows, columns)`.
+    pub fn of(&self, flat: &Tensor) -> Tensor {
+        let rows: i64 = self.rows.iter().sum();
+        flat.narrow(0, self.offset, self.n * rows * self.columns).view([self.n, rows, self.columns])
+    }
+}
+
+/// Views of all blocks, see [`Params::views`].
+pub struct Views {
+    full: Vec<Tensor>,
+    /// Those of two or more dimensions, if they differ.
+    rounded: Option<Vec<Tensor>>,
+}
+
+impl Views {
+    /// A block as f32.
+    pub fn exact(&self, block: usize) -> &Tensor {
+        &self.full[block]
+    }
+
+    /// A block of two or more dimensions in the kind that products use.
+    pub fn matrix(&self, block: usize) -> &Tensor {
+        self.rounded.as_ref().map_or(&self.full[block], |rounded| &rounded[block])
+    }
+}
+
+/// How fresh parameters are drawn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Init {
+    /// Standard deviation of the weights; GPT-2's is 0.02.
+    pub std: f64,
+    /// Whether the layers' output projections and the output layer begin at zero, so that the model
+    /// begins as the embedding of its input and every token as likely as the others
+    /// (arXiv:2203.03466).
+    pub zero: bool,
+}
+
 impl Params {
     /// Zeroed parameters for `specs`; see [`Params::init`].
     pub fn new(specs: Vec<TensorSpec>, device: Device) -> Params {
         let (matrices, vectors): (Vec<_>, Vec<_>) =
             specs.into_iter().partition(|spec| spec.shape.len() >= 2);
-        let n_decay = matrices.iter().map(TensorSpec::len).sum::<usize>() as i64;
+        let (mut layers, others): (Vec<_>, Vec<_>) =
+            matrices.into_iter().partition(|spec| spec.name.contains(LAYERS));
+        // Stable: within a kind they stay in the order of the layers, and query, key and value, as
+        // well as gate and up, are of one kind.
+        layers.sort_by_key(|spec| kind_of(&spec.name));
+        let len = |specs: &[TensorSpec]| specs.iter().map(TensorSpec::len).sum::<usize>() as i64;
+        let n_matrix = len(&layers);
+        let n_decay = n_matrix + len(&others);
         let mut entries = Vec::new();
         let mut index = HashMap::new();
         let mut blocks: Vec<Block> = Vec::new();
+        let mut regions: Vec<Region> = Vec::new();
+        let mut kind = None;
         let mut offset = 0;
-        for spec in matrices.into_iter().chain(vectors) {
+        for spec in layers.into_iter().chain(others).chain(vectors) {
             let shape: Vec<i64> = spec.shape.iter().map(|n| *n as i64).collect();
+            let continues = blocks.last().is_some_and(|block| joins(&block.name, &spec.name));
             match blocks.last_mut() {
-                Some(block) if joins(&block.name, &spec.name) => block.shape[0] += shape[0],
-                Some(_) | None => blocks.push(Block { name: spec.name.clone(), shape }),
+                Some(block) if continues => block.shape[0] += shape[0],
+                Some(_) | None => {
+                    blocks.push(Block { name: spec.name.clone(), shape: shape.clone() })
+                }
+            }
+            if offset < n_matrix {
+                let this = kind_of(&spec.name);
+                match regions.last_mut() {
+                    Some(region) if kind == Some(this) => {
+                        if !continues {
+                            region.n += 1;
+                        } else if region.n == 1 {
+                            region.rows.push(shape[0]);
+                        }
+                    }
+                    Some(_) | None => {
+                        regions.push(Region {
+                            offset,
+                            n: 1,
+                            rows: vec![shape[0]],
+                            columns: shape[1],
+                        });
+                    }
+                }
+                kind = Some(this);
             }
             index.insert(spec.name.clone(), entries.len());
             let len = spec.len() as i64;
             entries.push(Entry { spec, offset });
             offset += len;
         }
-        let block_sizes = blocks.iter().map(|block| block.shape.iter().product()).collect();
         let theta = Tensor::zeros([offset], (Kind::Float, device)).set_requires_grad(true);
-        Params { theta, entries, index, blocks, block_sizes, n_decay }
+        Params { theta, entries, index, blocks, regions, n_matrix, n_decay }
     }
 
-    /// Draws fresh parameters from libtorch's generator: weights normal with deviation 0.02, those
-    /// that add to the residual stream smaller by `1/sqrt(2 n_layer)` so that its variance does not
-    /// grow with depth, norms one, biases zero. The same seed gives the same values on any device.
-    pub fn init(&mut self, n_layer: usize) {
-        let parts: Vec<Tensor> = self.entries.iter().map(|e| initial(&e.spec, n_layer)).collect();
+    /// Draws fresh parameters from libtorch's generator: weights normal, those that add to the
+    /// residual stream smaller by `1/sqrt(2 n_layer)` so that its variance does not grow with depth,
+    /// norms one, biases zero. The same seed gives the same values on any device.
+    pub fn init(&mut self, n_layer: usize, init: Init) {
+        let parts: Vec<Tensor> =
+            self.entries.iter().map(|e| initial(&e.spec, n_layer, init)).collect();
         self.set_flat(&Tensor::cat(&parts, 0));
     }
 
@@ -92,10 +179,31 @@ impl Params {
         self.blocks.iter().position(|block| block.name == name)
     }
 
-    /// The blocks as views that gradients flow through, in layout order.
-    pub fn views(&self) -> Vec<Tensor> {
-        let parts = self.theta.split_with_sizes(&self.block_sizes, 0);
-        parts.iter().zip(&self.blocks).map(|(part, block)| part.view(&block.shape[..])).collect()
+    /// Length of the head of the flat tensor that holds the matrices of the layers.
+    pub fn n_matrix(&self) -> i64 {
+        self.n_matrix
+    }
+
+    /// The matrices of the layers as stacks, in layout order: all of the first
+    /// [`n_matrix`](Self::n_matrix) elements.
+    pub fn regions(&self) -> &[Region] {
+        &self.regions
+    }
+
+    /// The blocks as views that gradients flow through, in layout order: those of two or more
+    /// dimensions as `matrices` (a rounded copy takes less time in products), the others as f32.
+    pub fn views(&self, matrices: Kind) -> Views {
+        let split = |flat: &Tensor, blocks: &[Block]| -> Vec<Tensor> {
+            let sizes: Vec<i64> = blocks.iter().map(|b| b.shape.iter().product()).collect();
+            let parts = flat.split_with_sizes(&sizes, 0);
+            parts.iter().zip(blocks).map(|(part, block)| part.view(&block.shape[..])).collect()
+        };
+        let full = split(&self.theta, &self.blocks);
+        let rounded = (matrices != Kind::Float).then(|| {
+            let n = self.blocks.iter().filter(|block| block.shape.len() >= 2).count();
+            split(&self.theta.narrow(0, 0, self.n_decay).to_kind(matrices), &self.blocks[..n])
+        });
+        Views { full, rounded }
     }
 
     /// Name, shape and place in the flat tensor of every tensor, in layout order.
@@ -139,13 +247,27 @@ fn joins(block: &str, name: &str) -> bool {
     follows("q_proj", &["k_proj", "v_proj"]) || follows("gate_proj", &["up_proj"])
 }
 
-fn initial(spec: &TensorSpec, n_layer: usize) -> Tensor {
+/// What the names of all tensors of a layer have in common.
+const LAYERS: &str = ".layers.";
+
+/// Which of the layer's products a matrix belongs to.
+fn kind_of(name: &str) -> u8 {
+    let kinds: [&[&str]; 4] =
+        [&["q_proj", "k_proj", "v_proj"], &["o_proj"], &["gate_proj", "up_proj"], &["down_proj"]];
+    let found = kinds.iter().position(|kind| kind.iter().any(|part| name.contains(part)));
+    found.unwrap_or(kinds.len()) as u8
+}
+
+fn initial(spec: &TensorSpec, n_layer: usize, init: Init) -> Tensor {
     let options = (Kind::Float, Device::Cpu);
     let len = [spec.len() as i64];
     if spec.shape.len() >= 2 {
         let residual =
             spec.name.ends_with("o_proj.weight") || spec.name.ends_with("down_proj.weight");
-        let std = if residual { INIT_STD / (2.0 * n_layer as f64).sqrt() } else { INIT_STD };
+        if init.zero && (residual || spec.name == format!("{}.weight", names::LM_HEAD)) {
+            return Tensor::zeros(len, options);
+        }
+        let std = if residual { init.std / (2.0 * n_layer as f64).sqrt() } else { init.std };
         return Tensor::randn(len, options) * std;
     }
     let is_norm = spec.name.contains("norm.weight");

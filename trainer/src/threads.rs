@@ -1,4 +1,5 @@
-//! How many CPU threads libtorch uses, and how they wait for each other.
+//! How many CPU threads libtorch uses, how they wait for each other, and what else it reads from the
+//! environment.
 //!
 //! A step consists of thousands of short parallel regions. GNU OpenMP, which libtorch uses, lets a
 //! thread that waits for the others at the end of a region spin for milliseconds. That is fine on an
@@ -13,17 +14,22 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// Rounds that a waiting thread spins before it sleeps: a fraction of a millisecond, more than the
-/// pauses between the regions of a step. GNU OpenMP's default is 300000.
-const SPIN_COUNT: &str = "10000";
+/// What libtorch is told, unless one of the variables is set already.
+const SETTINGS: &[(&[&str], &str)] = &[
+    // Rounds that a waiting thread spins before it sleeps: a fraction of a millisecond, more than the
+    // pauses between the regions of a step. GNU OpenMP's default is 300000.
+    (&["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"], "10000"),
+    // Products of f32 matrices on tensor cores, which round their operands to 10 bits (TF32). tch has
+    // no other way to ask for it.
+    (&["TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"], "1"),
+];
 
-/// Variables by which a user has already decided how threads wait.
-const DECIDED: [&str; 2] = ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"];
-
-/// Starts the program again, in the same process and with the same arguments, so that waiting
-/// threads soon sleep. Returns where that is done, decided otherwise, or not possible.
-pub fn wait_politely() {
-    if DECIDED.iter().any(|name| std::env::var_os(name).is_some()) {
+/// Starts the program again, in the same process and with the same arguments, with the settings that
+/// libtorch should find in its environment. Returns where they are there, or it is not possible.
+pub fn set_environment() {
+    let is_set = |name: &&str| std::env::var_os(name).is_some();
+    let missing = || SETTINGS.iter().filter(|(names, _)| !names.iter().any(is_set));
+    if missing().next().is_none() {
         return;
     }
     #[cfg(target_os = "linux")]
@@ -32,7 +38,7 @@ pub fn wait_politely() {
         // Returns only if it fails, and then this process trains, at worst more slowly.
         let _ = Command::new(program)
             .args(std::env::args_os().skip(1))
-            .env(DECIDED[0], SPIN_COUNT)
+            .envs(missing().map(|(names, value)| (names[0], value)))
             .exec();
     }
 }

@@ -36,6 +36,8 @@ fn config(positional_encoding: PositionalEncoding, norm: Norm, ffn: Ffn) -> Mode
         norm_bias: false,
         lm_head_bias: false,
         tie_embeddings: false,
+        qk_norm: false,
+        logit_softcap: 0.0,
     }
 }
 
@@ -64,7 +66,19 @@ fn configs() -> Vec<ModelConfig> {
         rope_theta: 500.0,
         ..base.clone()
     });
+    all.push(ModelConfig {
+        n_embd: 32,
+        n_head: 8,
+        n_kv_head: 2,
+        norm: Norm::RmsNorm,
+        ffn: Ffn::Relu2,
+        qk_norm: true,
+        logit_softcap: 5.0,
+        attention_bias: true,
+        ..base.clone()
+    });
     let alibi = PositionalEncoding::Alibi;
+    all.push(ModelConfig { positional_encoding: alibi, qk_norm: true, ..base.clone() });
     all.push(ModelConfig {
         n_embd: 36,
         n_head: 6,
@@ -135,7 +149,7 @@ fn training_and_evaluation_paths_agree_without_dropout() {
         let (x, y) = (input.narrow(1, 0, T as i64 - 1), input.narrow(1, 1, T as i64 - 1));
         let mut results = Vec::new();
         for training in [false, true] {
-            let loss = model.loss(&x, &y, training);
+            let loss = model.loss(&x, &y, training, false);
             model.params.theta.zero_grad();
             loss.backward();
             results.push((loss.double_value(&[]), model.params.theta.grad().copy()));

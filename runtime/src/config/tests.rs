@@ -35,6 +35,8 @@ fn reference() -> ModelConfig {
         norm_bias: false,
         lm_head_bias: false,
         tie_embeddings: false,
+        qk_norm: false,
+        logit_softcap: 0.0,
     }
 }
 
@@ -70,7 +72,8 @@ fn every_key_is_read() {
         "n_layer = 2\nn_head = 6\nn_kv_head = 3\nn_embd = 48\nffn_dim = 100\nmax_seq_len = 1_000\n\
          dropout = 0\npositional_encoding = alibi\nrope_theta = 5e5\nnorm = layernorm\n\
          norm_eps = 1e-6\nfinal_norm = no\nffn = gelu\nbias = false\nattention_bias = yes\n\
-         ffn_bias = on\nnorm_bias = 1\nlm_head_bias = true\ntie_embeddings = TRUE",
+         ffn_bias = on\nnorm_bias = 1\nlm_head_bias = true\ntie_embeddings = TRUE\n\
+         qk_norm = yes\nlogit_softcap = 30.5",
     )
     .expect("valid");
     assert_eq!(
@@ -94,6 +97,8 @@ fn every_key_is_read() {
             norm_bias: true,
             lm_head_bias: true,
             tie_embeddings: true,
+            qk_norm: true,
+            logit_softcap: 30.5,
         }
     );
     assert_eq!(model.dropout, 0.0);
@@ -239,7 +244,10 @@ fn bad_configurations_are_refused_with_their_place() {
             "norm = layernrom",
             "c.ini:2: [model] norm: found \"layernrom\", expected none, layernorm or rmsnorm (did you mean layernorm?)",
         ),
-        ("ffn = moe", "c.ini:2: [model] ffn: found \"moe\", expected classic, gelu or swiglu"),
+        (
+            "ffn = moe",
+            "c.ini:2: [model] ffn: found \"moe\", expected classic, gelu, relu2 or swiglu",
+        ),
         (
             "positional_encoding = roep",
             "c.ini:2: [model] positional_encoding: found \"roep\", expected none, alibi, sinusoidal, learned, learned_sinusoidal or rope (did you mean rope?)",
@@ -251,6 +259,26 @@ fn bad_configurations_are_refused_with_their_place() {
         (
             "tie_embeddings = maybe",
             "c.ini:2: [model] tie_embeddings: found \"maybe\", expected true or false",
+        ),
+        (
+            "logit_softcap = 0.05",
+            "c.ini:2: [model] logit_softcap: found 0.05, expected 0 or a number from 0.1 to 1000",
+        ),
+        (
+            "logit_softcap = -30",
+            "c.ini:2: [model] logit_softcap: found -30, expected a number from 0 to 1000",
+        ),
+        (
+            "logit_softcap = 1e4",
+            "c.ini:2: [model] logit_softcap: found 1e4, expected a number from 0 to 1000",
+        ),
+        (
+            "logit_softcap = NaN",
+            "c.ini:2: [model] logit_softcap: found NaN, expected a number from 0 to 1000",
+        ),
+        (
+            "qk_norm = rms",
+            "c.ini:2: [model] qk_norm: found \"rms\", expected true or false (did you mean yes?)",
         ),
         (
             "n_embed = 256",
@@ -296,9 +324,12 @@ fn metadata_round_trip() {
                     norm_bias: *norm == Norm::LayerNorm,
                     ..reference()
                 };
-                let metadata: HashMap<_, _> = config.to_metadata().into_iter().collect();
-                let read = ModelConfig::from_metadata(|key| metadata.get(key).map(String::as_str));
-                assert_eq!(read.expect("own output"), config);
+                for (qk_norm, logit_softcap) in [(false, 0.0), (true, 0.1), (false, 1000.0)] {
+                    let config = ModelConfig { qk_norm, logit_softcap, ..config.clone() };
+                    let metadata: HashMap<_, _> = config.to_metadata().into_iter().collect();
+                    let get = |key: &str| metadata.get(key).map(String::as_str);
+                    assert_eq!(ModelConfig::from_metadata(get).expect("own output"), config);
+                }
             }
         }
     }
@@ -315,6 +346,7 @@ fn names_parse_to_their_values() {
     for value in Ffn::ALL {
         assert_eq!(Ffn::parse(value.name()), Some(*value));
     }
+    assert_eq!(Ffn::parse("relu_squared"), Some(Ffn::Relu2));
     assert_eq!(Norm::parse(""), None);
 }
 
@@ -335,6 +367,20 @@ fn every_key_of_the_metadata_is_checked() {
         assert!(with(key, None).starts_with(&format!("{prefix}nothing, expected ")), "{key}");
         for bad in ["", "x", "-1", " 1", "NaN", "inf", "18446744073709551616", "RoPE", "True"] {
             let message = with(key, Some(bad));
+            assert!(message.starts_with(&prefix), "{key} = {bad:?}: {message}");
+        }
+    }
+    let later = ModelConfig { qk_norm: true, logit_softcap: 30.0, ..reference() };
+    let with_later = |key: &str, value: &str| {
+        let mut metadata: HashMap<_, _> = later.to_metadata().into_iter().collect();
+        assert!(metadata.insert(key, value.to_owned()).is_some(), "{key}");
+        let read = ModelConfig::from_metadata(|key| metadata.get(key).map(String::as_str));
+        read.expect_err(key).to_string()
+    };
+    for key in ["qk_norm", "logit_softcap"] {
+        for bad in ["", "x", "-1", " 1", "NaN", "inf", "1000.1", "0.01", "True"] {
+            let message = with_later(key, bad);
+            let prefix = format!("model file: metadata key {key}: found ");
             assert!(message.starts_with(&prefix), "{key} = {bad:?}: {message}");
         }
     }
@@ -376,6 +422,7 @@ fn the_largest_sizes_do_not_overflow() {
         ffn_bias: true,
         norm_bias: true,
         lm_head_bias: true,
+        qk_norm: true,
         ..reference()
     };
     if usize::BITS == 64 {

@@ -161,11 +161,18 @@ kernel! {
 }
 
 kernel! {
+    /// logits = cap * tanh(logits / cap)
+    softcap(logits: &mut [f32], cap: f32),
+    logits.iter_mut().for_each(|logit| *logit = scalar::softcap(*logit, cap))
+}
+
+kernel! {
     /// up = act(up), or act(gate) * up for SwiGLU
     activate(up: &mut [f32], gate: &[f32], ffn: Ffn),
     match ffn {
         Ffn::Classic => up.iter_mut().for_each(|up| *up = scalar::relu(*up)),
         Ffn::Gelu => up.iter_mut().for_each(|up| *up = scalar::gelu(*up)),
+        Ffn::Relu2 => up.iter_mut().for_each(|up| *up = scalar::relu2(*up)),
         Ffn::Swiglu => {
             up.iter_mut().zip(gate).for_each(|(up, gate)| *up *= scalar::silu(*gate));
         }

@@ -232,6 +232,9 @@ impl Backend for Cpu {
         self.linear(&mut a.q, &a.normed, &weights.q_proj, rows);
         self.linear(&mut a.k, &a.normed, &weights.k_proj, rows);
         self.linear(&mut a.v, &a.normed, &weights.v_proj, rows);
+        let (heads, kv_heads) = (rows * shape.n_head, rows * shape.n_kv_head);
+        self.norm_heads(&mut a.q, &mut a.branch, weights.q_norm.as_ref(), heads, shape.head_dim);
+        self.norm_heads(&mut a.k, &mut a.branch, weights.k_norm.as_ref(), kv_heads, shape.head_dim);
         if shape.rotate {
             self.rotate(&mut a.q[..rows * n_embd], &a.pass.encoding, n_embd, shape.head_dim);
             self.rotate(&mut a.k[..rows * kv_dim], &a.pass.encoding, kv_dim, shape.head_dim);
@@ -315,6 +318,10 @@ impl Backend for Cpu {
         };
         self.norm(&mut a.normed, &a.x, head.norm.as_ref(), rows, n_embd);
         self.linear(&mut a.logits, &a.normed, &head.lm_head, rows);
+        if head.softcap != 0.0 {
+            let len = rows * head.lm_head.weight.shape()[0];
+            dispatch::softcap(self.isa, &mut a.logits[..len], head.softcap);
+        }
         Ok(())
     }
 
@@ -333,22 +340,39 @@ impl Backend for Cpu {
 }
 
 impl Cpu {
-    /// `out[t] = norm(x[t])` for `rows` rows; a plain copy without weights. Both (T, n_embd).
+    /// `out[t] = norm(x[t])` for `rows` rows; a plain copy without weights. Both (T, width).
     fn norm(
         &self,
         out: &mut [f32],
         x: &[f32],
         weights: Option<&NormWeights<Vec<f32>>>,
         rows: usize,
-        n_embd: usize,
+        width: usize,
     ) {
-        let (out, x) = (&mut out[..rows * n_embd], &x[..rows * n_embd]);
+        let (out, x) = (&mut out[..rows * width], &x[..rows * width]);
         let Some(NormWeights { weight, bias, eps, subtract_mean }) = weights else {
             out.copy_from_slice(x);
             return;
         };
-        for (out, x) in out.chunks_exact_mut(n_embd).zip(x.chunks_exact(n_embd)) {
+        for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
             dispatch::norm(self.isa, out, x, weight, bias.as_deref(), *eps, *subtract_mean);
+        }
+    }
+
+    /// Normalises `heads` heads where they lie; nothing without weights. `x`: (heads, head_dim);
+    /// `scratch` is at least as long.
+    fn norm_heads(
+        &self,
+        x: &mut [f32],
+        scratch: &mut [f32],
+        weights: Option<&NormWeights<Vec<f32>>>,
+        heads: usize,
+        head_dim: usize,
+    ) {
+        if weights.is_some() {
+            let len = heads * head_dim;
+            scratch[..len].copy_from_slice(&x[..len]);
+            self.norm(x, scratch, weights, heads, head_dim);
         }
     }
 

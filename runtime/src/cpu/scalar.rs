@@ -149,6 +149,33 @@ pub fn relu(x: f32) -> f32 {
     if x < 0.0 { 0.0 } else { x }
 }
 
+/// max(x, 0)² (arXiv:2109.08668)
+#[inline(always)]
+pub fn relu2(x: f32) -> f32 {
+    relu(x) * relu(x)
+}
+
+/// The hyperbolic tangent to two units in the last place, the same bits on every machine (the
+/// polynomial and the bound of Cephes' tanhf, S. Moshier). ±1 far out; NaN stays NaN.
+#[inline(always)]
+pub fn tanh(x: f32) -> f32 {
+    let square = x * x;
+    let p = -5.704_988_7e-3_f32;
+    let p = p.mul_add(square, 2.063_909e-2);
+    let p = p.mul_add(square, -5.373_971_6e-2);
+    let p = p.mul_add(square, 1.333_144_2e-1);
+    let p = p.mul_add(square, -3.333_328e-1);
+    let near = (p * square).mul_add(x, x);
+    let far = (1.0 - 2.0 / (exp(2.0 * x.abs()) + 1.0)).copysign(x);
+    if x.abs() < 0.625 { near } else { far }
+}
+
+/// cap tanh(x / cap) (arXiv:2408.00118)
+#[inline(always)]
+pub fn softcap(x: f32, cap: f32) -> f32 {
+    cap * tanh(x / cap)
+}
+
 /// x Φ(x), exact (arXiv:1606.08415)
 #[inline(always)]
 pub fn gelu(x: f32) -> f32 {
@@ -226,6 +253,21 @@ mod tests {
         assert!(worst < 2e-7, "relative error {worst}");
         assert!(exp(f32::NAN).is_nan());
         assert!(exp(-1e30) < 2e-38 && exp(1e30).is_finite());
+    }
+
+    #[test]
+    fn tanh_is_close_to_f64() {
+        let mut worst = 0.0f64;
+        let far = (-20_000..=20_000).map(|i| i as f32 * 1e-3);
+        let near = (-10_000..=10_000).map(|i| i as f32 * 1e-7);
+        for x in far.chain(near).filter(|x| *x != 0.0) {
+            let exact = f64::from(x).tanh();
+            worst = worst.max((f64::from(tanh(x)) - exact).abs() / exact.abs());
+            assert_eq!(tanh(-x), -tanh(x), "{x}");
+        }
+        assert!(worst < 2e-7, "relative error {worst}");
+        assert!(tanh(f32::NAN).is_nan() && tanh(0.0) == 0.0);
+        assert_eq!([tanh(f32::INFINITY), tanh(f32::MIN)], [1.0, -1.0]);
     }
 
     #[test]

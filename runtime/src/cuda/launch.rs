@@ -174,6 +174,8 @@ pub struct RotateArgs {
     pub rows: Address,
     pub encoding: Encoding,
     pub kv: KvLayout,
+    pub q_norm: Norm,
+    pub k_norm: Norm,
     pub q_ld: u32,
     pub kv_ld: u32,
     pub n_head: u32,
@@ -208,6 +210,7 @@ pub struct ActivateArgs {
     pub width: u32,
     pub rows: u32,
     pub activation: u32,
+    pub cap: f32,
 }
 
 #[repr(C)]
@@ -279,6 +282,7 @@ pub struct Kernels {
     linear8: [Function; 3],
     matmul: [Function; 3],
     rotate: Function,
+    rotate_normed: Function,
     attention: Function,
     /// By the widest head. None before Ampere.
     prefill: Vec<(usize, Function)>,
@@ -306,6 +310,7 @@ impl Kernels {
             linear8: [f(c"linear8_f32")?, f(c"linear8_f16")?, f(c"linear8_bf16")?],
             matmul: [f(c"matmul_f32")?, f(c"matmul_f16")?, f(c"matmul_bf16")?],
             rotate: f(c"rotate")?,
+            rotate_normed: f(c"rotate_normed")?,
             attention: f(c"attention")?,
             prefill: if context.capability < 80 {
                 Vec::new()
@@ -400,8 +405,16 @@ impl Kernels {
         unsafe { stream.launch(of(&self.matmul, dtype), [rows, columns, parts], 256, 0, &args) }
     }
 
-    /// Rotation and the way into the cache. A block for each row.
+    /// Norms of heads, if there are any, rotation, and the way into the cache. A block for each row, or a
+    /// warp for each head of a row where heads have norms.
     pub fn rotate(&self, stream: &Stream, args: &RotateArgs, rows: usize) -> Result<()> {
+        if args.q_norm.kind != Norm::NONE {
+            let parts = if args.k == 0 { 1 } else { 2 };
+            let heads = args.n_head + parts * args.kv.n_kv_head;
+            let grid = [rows as u32, heads.div_ceil(4), 1];
+            // SAFETY: `rotate_normed` takes RotateArgs and looks at the number of heads.
+            return unsafe { stream.launch(self.rotate_normed, grid, 128, 0, args) };
+        }
         // SAFETY: `rotate` takes RotateArgs, any number of rows.
         unsafe { stream.launch(self.rotate, [rows as u32, 1, 1], 128, 0, args) }
     }
@@ -424,7 +437,7 @@ impl Kernels {
         unsafe { stream.launch(*function, grid, 128, 0, args) }
     }
 
-    /// up = act(up), or act(gate) * up.
+    /// up = act(up), or act(gate) * up; or logits bent to stay within their cap.
     pub fn activate(&self, stream: &Stream, args: &ActivateArgs) -> Result<()> {
         // SAFETY: `activate` takes ActivateArgs; 256 columns a block, a row of blocks for each row.
         unsafe {

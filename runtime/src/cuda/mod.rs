@@ -38,7 +38,7 @@ use std::sync::Arc;
 use self::cache::CudaCache;
 use self::driver::Context;
 use self::launch::{
-    ActivateArgs, Address, AttentionArgs, EmbedArgs, Kernels, LINEAR_ROWS, LinearArgs,
+    ActivateArgs, Address, AttentionArgs, EmbedArgs, Encoding, Kernels, LINEAR_ROWS, LinearArgs,
     LinearMatrix, MAX_HEAD_DIM, MAX_ROWS, MatmulArgs, Norm, NormArgs, RotateArgs,
 };
 use self::memory::Memory;
@@ -131,12 +131,16 @@ fn norm_args(norm: Option<&NormWeights<Memory>>) -> Norm {
     }
 }
 
+/// The number that kernels know the soft cap of logits by.
+const ACTIVATION_CAP: u32 = 4;
+
 /// Activations by the number that kernels know them by.
 fn activation(ffn: Ffn) -> u32 {
     match ffn {
         Ffn::Classic => 0,
         Ffn::Gelu => 1,
         Ffn::Swiglu => 2,
+        Ffn::Relu2 => 3,
     }
 }
 
@@ -448,6 +452,19 @@ impl Backend for Cuda {
         let rows = a.pass.n_rows();
         let encoding = if shape.rotate { a.pass.encoding() } else { Default::default() };
         let kv = a.pass.kv(layer);
+        let rotate = RotateArgs {
+            q: a.q.address(),
+            k: a.k.address(),
+            v: a.v.address(),
+            rows: a.pass.rows(),
+            encoding,
+            kv,
+            q_norm: norm_args(weights.q_norm.as_ref()),
+            k_norm: norm_args(weights.k_norm.as_ref()),
+            q_ld: a.q.ld(),
+            kv_ld: a.k.ld(),
+            n_head: u(shape.n_head),
+        };
         if rows <= LINEAR_ROWS {
             let (x, norm) = self.normed(a, weights.norm.as_ref(), rows)?;
             let w = &weights.q_proj.weight;
@@ -457,7 +474,8 @@ impl Backend for Cuda {
                 matrix: [matrix(&weights.q_proj), matrix(&weights.k_proj), matrix(&weights.v_proj)],
                 norm,
                 row: a.pass.rows(),
-                encoding,
+                // What has a norm is rotated after it.
+                encoding: if weights.q_norm.is_none() { encoding } else { Encoding::default() },
                 kv,
                 rows: u(rows),
                 k: u(w.columns),
@@ -467,24 +485,18 @@ impl Backend for Cuda {
                 epilogue: LinearArgs::QKV,
                 ..LinearArgs::default()
             };
-            return self.kernels.linear(&a.pass.stream, w.dtype, args);
+            self.kernels.linear(&a.pass.stream, w.dtype, args)?;
+            if weights.q_norm.is_some() {
+                let in_cache = RotateArgs { k: 0, v: 0, ..rotate };
+                self.kernels.rotate(&a.pass.stream, &in_cache, rows)?;
+            }
+            return Ok(());
         }
         let x = self.normed(a, weights.norm.as_ref(), rows)?.0;
         self.product(a, &a.q, x, &weights.q_proj, rows, false)?;
         self.product(a, &a.k, x, &weights.k_proj, rows, false)?;
         self.product(a, &a.v, x, &weights.v_proj, rows, false)?;
-        let args = RotateArgs {
-            q: a.q.address(),
-            k: a.k.address(),
-            v: a.v.address(),
-            rows: a.pass.rows(),
-            encoding,
-            kv,
-            q_ld: a.q.ld(),
-            kv_ld: a.k.ld(),
-            n_head: u(shape.n_head),
-        };
-        self.kernels.rotate(&a.pass.stream, &args, rows)
+        self.kernels.rotate(&a.pass.stream, &rotate, rows)
     }
 
     fn attention(
@@ -575,6 +587,7 @@ impl Backend for Cuda {
             width: u(a.up.width),
             rows: u(rows),
             activation: activation(weights.kind),
+            cap: 0.0,
         };
         self.kernels.activate(&a.pass.stream, &args)
     }
@@ -591,7 +604,20 @@ impl Backend for Cuda {
     ) -> Result<()> {
         let rows = a.pass.n_wanted();
         self.norm(a, head.norm.as_ref(), a.pass.pick(), rows)?;
-        self.product(a, &a.logits, &a.normed, &head.lm_head, rows, false)
+        self.product(a, &a.logits, &a.normed, &head.lm_head, rows, false)?;
+        if head.softcap == 0.0 {
+            return Ok(());
+        }
+        let args = ActivateArgs {
+            up: a.logits.address(),
+            gate: 0,
+            ld: a.logits.ld(),
+            width: u(a.logits.width),
+            rows: u(rows),
+            activation: ACTIVATION_CAP,
+            cap: head.softcap,
+        };
+        self.kernels.activate(&a.pass.stream, &args)
     }
 
     fn read(

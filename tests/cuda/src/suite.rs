@@ -65,17 +65,27 @@ pub fn every_configuration_decodes_as_on_the_cpu(on_device: OnDevice<'_>) {
     }
 }
 
+/// The same model with the parts that came later: norms of queries and keys, ReLU squared, and logits within
+/// a cap that bends them.
+pub fn with_later_parts(config: ModelConfig) -> ModelConfig {
+    ModelConfig { qk_norm: true, logit_softcap: 2.0, ffn: Ffn::Relu2, ..config }
+}
+
 /// Prompts in pieces: up to eight rows, more, many; past the context several times, so that the ring is
 /// overwritten, on every target.
 pub fn prompts_in_pieces_of_any_size_agree_with_the_cpu(on_device: OnDevice<'_>) {
-    for (i, encoding) in PositionalEncoding::ALL.iter().enumerate() {
-        let config = ModelConfig {
+    let later = [PositionalEncoding::None, PositionalEncoding::Rope, PositionalEncoding::Alibi];
+    for (i, encoding) in PositionalEncoding::ALL.iter().chain(&later).enumerate() {
+        let mut config = ModelConfig {
             max_seq_len: 70,
             n_head: 4,
             n_kv_head: 2,
             n_embd: [40, 64, 132, 256, 392, 48][i % 6],
             ..small(*encoding, Norm::LayerNorm, Ffn::Swiglu)
         };
+        if i >= PositionalEncoding::ALL.len() {
+            config = with_later_parts(config);
+        }
         on_device(i);
         let file = RandomModel::new(&config, Dtype::ALL[i % 3], 43);
         let tokens = random_tokens(210, config.vocab_size, 44);
@@ -111,7 +121,7 @@ pub fn prompts_in_pieces_of_any_size_agree_with_the_cpu(on_device: OnDevice<'_>)
 }
 
 /// Wide models, whose norms do not fit in shared memory and whose sums several warps share; long contexts,
-/// whose attention is split; heads from 16 to 128.
+/// whose attention is split; heads from 16 to 264.
 pub fn large_shapes_agree_with_the_cpu() {
     let base = small(PositionalEncoding::Rope, Norm::RmsNorm, Ffn::Swiglu);
     let shapes = [
@@ -132,6 +142,14 @@ pub fn large_shapes_agree_with_the_cpu() {
             ..base.clone()
         },
         ModelConfig { max_seq_len: 3000, n_layer: 1, ..base.clone() },
+        // Heads wider than any that prompts have a kernel for.
+        with_later_parts(ModelConfig {
+            n_embd: 528,
+            n_head: 2,
+            n_kv_head: 1,
+            n_layer: 1,
+            ..base.clone()
+        }),
         ModelConfig {
             positional_encoding: PositionalEncoding::Alibi,
             n_embd: 192,
@@ -141,8 +159,8 @@ pub fn large_shapes_agree_with_the_cpu() {
             ..base
         },
     ];
-    let dtypes = [Dtype::F32, Dtype::Bf16, Dtype::F16, Dtype::Bf16];
-    for ((config, dtype), n) in shapes.iter().zip(dtypes).zip([12, 12, 300, 330]) {
+    let dtypes = [Dtype::F32, Dtype::Bf16, Dtype::F16, Dtype::F16, Dtype::Bf16];
+    for ((config, dtype), n) in shapes.iter().zip(dtypes).zip([12, 12, 300, 40, 330]) {
         let file = RandomModel::new(config, dtype, 45);
         let tokens = random_tokens(n, config.vocab_size, 46);
         let mut cpu = session(&file.load(Cpu::new()));
@@ -171,12 +189,18 @@ pub fn large_shapes_agree_with_the_cpu() {
 
 /// Sessions of different lengths in one pass: few, more than eight, and more than one pass takes.
 pub fn a_batch_gives_each_session_what_it_would_get_alone() {
-    for (encoding, n) in [
-        (PositionalEncoding::Rope, 3),
-        (PositionalEncoding::Learned, 13),
-        (PositionalEncoding::Alibi, 300),
+    for (encoding, n, later) in [
+        (PositionalEncoding::Rope, 3, false),
+        (PositionalEncoding::Learned, 13, false),
+        (PositionalEncoding::Alibi, 300, false),
+        (PositionalEncoding::None, 5, true),
+        (PositionalEncoding::Rope, 14, true),
     ] {
-        let config = ModelConfig { n_layer: 1, ..small(encoding, Norm::LayerNorm, Ffn::Swiglu) };
+        let mut config =
+            ModelConfig { n_layer: 1, ..small(encoding, Norm::LayerNorm, Ffn::Swiglu) };
+        if later {
+            config = with_later_parts(config);
+        }
         let file = RandomModel::new(&config, Dtype::F32, 50);
         let (cpu, cuda) = (file.load(Cpu::new()), file.load(Cuda::new(0).expect("a device")));
         let mut alone: Vec<_> = (0..n).map(|_| session(&cpu)).collect();
@@ -266,10 +290,11 @@ pub fn generated(
 /// Drawing on the device gives the tokens that the host would draw, and whatever ends the text, the session is
 /// as if nothing had run ahead.
 pub fn drawing_ahead_changes_nothing_but_the_time(draws: &dyn Fn() -> u64) {
-    for encoding in
-        [PositionalEncoding::Rope, PositionalEncoding::Sinusoidal, PositionalEncoding::Learned]
-    {
-        let config = small(encoding, Norm::RmsNorm, Ffn::Swiglu);
+    let encodings =
+        [PositionalEncoding::Rope, PositionalEncoding::Sinusoidal, PositionalEncoding::Learned];
+    let kinds = encodings.map(|encoding| small(encoding, Norm::RmsNorm, Ffn::Swiglu));
+    let later = with_later_parts(kinds[0].clone());
+    for config in kinds.into_iter().chain([later]) {
         let file = RandomModel::new(&config, Dtype::F32, 54);
         let model = file.load(Cuda::new(0).expect("an emulated device"));
         for (i, (temperature, top_k)) in
@@ -288,7 +313,7 @@ pub fn drawing_ahead_changes_nothing_but_the_time(draws: &dyn Fn() -> u64) {
                 let ahead = generated(&model, true, sampler(), &options, cancel_after);
                 assert!(draws() > before, "the device draws");
                 let host = generated(&model, false, sampler(), &options, cancel_after);
-                let what = format!("{} {temperature} {top_k} {stop:?}", encoding.name());
+                let what = format!("{} {temperature} {top_k} {stop:?}", describe(&config));
                 // A piece may be more than one token where a stop text was held back.
                 let tokens = if stop.is_empty() { host.tokens } else { ahead.tokens };
                 assert_eq!(ahead, After { tokens, ..host }, "{what}");

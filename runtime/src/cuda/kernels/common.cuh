@@ -10,10 +10,12 @@
 #define ACT_RELU 0
 #define ACT_GELU 1 // exact, arXiv:1606.08415
 #define ACT_SILU 2 // of the gate, arXiv:1702.03118
+#define ACT_RELU2 3 // arXiv:2109.08668
+#define ACT_CAP 4   // of logits, arXiv:2408.00118; known to activate.cu alone
 
 struct Norm {
-    const float *weight; // (width)
-    const float *bias;   // (width) or null
+    const float *weight; // (width), or (head_dim) for queries and keys
+    const float *bias;   // the same, or null
     float eps;
     u32 kind;
 };
@@ -54,8 +56,11 @@ DEVICE float normed(float x, u32 i, const Norm &norm, float mean, float scale) {
 }
 
 DEVICE float activated(float x, u32 activation) {
-    if (activation == ACT_RELU) return x < 0.0f ? 0.0f : x;
     if (activation == ACT_GELU) return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
+    if (activation == ACT_RELU || activation == ACT_RELU2) {
+        float y = x < 0.0f ? 0.0f : x;
+        return activation == ACT_RELU ? y : y * y;
+    }
     return x / (1.0f + exp_f32(-x));
 }
 

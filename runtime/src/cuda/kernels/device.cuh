@@ -210,6 +210,19 @@ DEVICE float exp_f32(float x) {
     return p * bits_float(exponent);
 }
 
+// tanh(x) as scalar.rs `tanh`: the same bits as on the CPU.
+DEVICE float tanh_f32(float x) {
+    float size = fabsf(x), square = x * x;
+    float p = -5.7049887e-3f;
+    p = fmaf(p, square, 2.0639089e-2f);
+    p = fmaf(p, square, -5.3739716e-2f);
+    p = fmaf(p, square, 1.3331442e-1f);
+    p = fmaf(p, square, -3.3333282e-1f);
+    float near = fmaf(p * square, x, x);
+    float far = copysignf(1.0f - 2.0f / (exp_f32(2.0f * size) + 1.0f), x);
+    return size < 0.625f ? near : far;
+}
+
 #if __CUDA_ARCH__ >= 800
 // Two numbers rounded to the nearest bf16 (ties to even), the first in the low half: operands of mma_bf16.
 DEVICE u32 pack_bf16(float x, float y) {
