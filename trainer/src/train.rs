@@ -292,9 +292,7 @@ impl<'a> Trainer<'a> {
     pub fn train(&mut self, stop: &AtomicBool, report: &mut Report) -> Result<Outcome> {
         let n_iters = self.run.train.n_iters;
         self.started = Instant::now();
-        if self.progress.iteration == 0 {
-            self.remember();
-        }
+        self.remember();
         if let Device::Cuda(device) = self.device
             && self.group.is_none()
         {
