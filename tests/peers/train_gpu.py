@@ -297,16 +297,17 @@ def resume(session):
             raise Failed("the first run was over before its checkpoint could be put aside")
         output, _ = session.run([*session.command(name, settings, resume=aside), *often])
         # A run that began anew would end the same.
-        continued = re.search(r"after step (\d+)", output)
+        continued = re.search(r"^iteration (\d+): continued from", output, re.MULTILINE)
         if not continued or not 0 < int(continued[1]) < n:
-            raise Failed("the second run does not say after which step it continued")
+            raise Failed("the second run does not say in which iteration it continued")
         found, expected = tensors_of(last), tensors_of(expected)
         different = [tensor for tensor in expected if found.get(tensor) != expected[tensor]]
         same = not different and found.keys() == expected.keys()
         said = f"{len(expected)} tensors, {len(different)} differ" + (
             f": {different[0]}" if different else ""
         )
-        session.row(f"resume, {optimizer}: after step {continued[1]} of {n:,}", said, "the same bits", same)
+        what = f"resume, {optimizer}: continued in iteration {continued[1]} of {n:,}"
+        session.row(what, said, "the same bits", same)
         session.failed |= not same
 
 
