@@ -206,7 +206,7 @@ def tests(session):
             session.row(name, results[-1] if results else "failed", "all pass", False)
             continue
         passed = sum(map(int, re.findall(r"^test result: ok\. (\d+) passed", output, re.MULTILINE)))
-        skipped = len(re.findall("skipped", output))
+        skipped = len(re.findall("skipped", output, re.IGNORECASE))
         note = f", {skipped} lines say skipped" if skipped else ""
         session.row(name, f"{passed} passed in {seconds:.1f} s{note}", "all pass", True)
     if linked:

@@ -23,6 +23,7 @@ pub struct Attention {
     has_alibi: bool,
     /// Factors of the rows of the projection for [`with_dropout`]: `1/sqrt(head_dim)` for queries
     /// and the survivors' factor for values, `(n_embd + 2 kv_dim)`. On the weights they cost nothing.
+    /// With a norm of the queries their factor is on its weights.
     row_factors: Tensor,
     norm_eps: f64,
 }
@@ -71,9 +72,10 @@ impl Attention {
         };
         let factors =
             |factor: f64, rows: usize| Tensor::full([rows as i64], factor, (Kind::Float, device));
+        let of_queries = if config.qk_norm { 1.0 } else { 1.0 / (config.head_dim() as f64).sqrt() };
         let row_factors = Tensor::cat(
             &[
-                factors(1.0 / (config.head_dim() as f64).sqrt(), config.n_embd),
+                factors(of_queries, config.n_embd),
                 factors(1.0, config.kv_dim()),
                 factors(keep_scale(p_dropout), config.kv_dim()),
             ],
@@ -143,9 +145,8 @@ impl Attention {
     }
 
     /// Queries and keys, `(B, T, n_head + n_kv_head, head_dim)` f32, divided by their root mean square
-    /// and times the weights.
+    /// and times the weights; `by_hand` with the factor of the queries.
     fn normed(&self, x: &Tensor, q_norm: &Tensor, k_norm: &Tensor, by_hand: bool) -> Tensor {
-        // The norm takes the factor of the queries' rows back.
         let factor = if by_hand { 1.0 / (self.head_dim as f64).sqrt() } else { 1.0 };
         let mut weights = Tensor::cat(
             &[

@@ -3,11 +3,12 @@
 //! Tensors: each parameter under its exported name, f32; the optimizer's two running means of it under
 //! `optimizer.m.<name>` and `optimizer.v.<name>` (Muon has no second one); the average of it under
 //! `ema.<name>`, if there is to be one. `__metadata__` holds the kind, the counts, the losses as JSON
-//! lists, the tokenizer, the SHA-256 of the text, and the whole configuration under `dataset.<key>`,
+//! lists, where the run took place, the tokenizer, the SHA-256 of the text, and the whole configuration under `dataset.<key>`,
 //! `model.<key>` and `train.<key>`. There is no generator state: step `i` of a run seeds its own (see
 //! `dataset::mix`).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 use std::io::Write;
 use std::path::Path;
 use std::str::FromStr;
@@ -74,6 +75,31 @@ impl Default for Progress {
     }
 }
 
+/// What the last digits of a run's losses depend on, besides its configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Processes that train together.
+    pub n_processes: usize,
+    /// `cpu` or `cuda`.
+    pub device: String,
+    /// What matrix products compute in: `f32` or `bf16`.
+    pub dtype: String,
+    /// CPU threads in use; 0 on CUDA.
+    pub n_threads: i32,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Place { device, dtype, n_threads, .. } = self;
+        write!(f, "{device} in {dtype}")?;
+        match n_threads {
+            0 => Ok(()),
+            1 => f.write_str(" with 1 thread"),
+            n => write!(f, " with {n} threads"),
+        }
+    }
+}
+
 /// The configuration as metadata.
 fn configuration(run: &Run, sha256: &str) -> Vec<(String, String)> {
     let mut all = vec![("dataset.sha256".to_owned(), sha256.to_owned())];
@@ -112,6 +138,7 @@ pub fn save(
     run: &Run,
     sha256: &str,
     progress: &Progress,
+    place: &Place,
     params: &Params,
     optimizer: &Optimizer,
 ) -> Result<()> {
@@ -127,6 +154,10 @@ pub fn save(
         ("lr_scale", progress.lr_scale.to_string()),
         ("n_skipped", progress.n_skipped.to_string()),
         ("seconds", progress.seconds.to_string()),
+        ("processes", place.n_processes.to_string()),
+        ("device", place.device.clone()),
+        ("dtype", place.dtype.clone()),
+        ("threads", place.n_threads.to_string()),
         ("tokenizer", run.dataset.tokenizer().to_json()),
     ]
     .map(|(key, value)| (key.to_owned(), value))
@@ -256,6 +287,19 @@ impl Checkpoint {
             lr_scale: self.number("lr_scale")?,
             n_skipped: self.number("n_skipped")?,
             seconds: self.number("seconds")?,
+        })
+    }
+
+    /// Where the run took place.
+    ///
+    /// # Errors
+    /// A value that is missing or no number.
+    pub fn place(&self) -> Result<Place> {
+        Ok(Place {
+            n_processes: self.number("processes")?,
+            device: self.get("device")?.to_owned(),
+            dtype: self.get("dtype")?.to_owned(),
+            n_threads: self.number("threads")?,
         })
     }
 

@@ -268,6 +268,17 @@ impl TrainConfig {
             let found = format!("{:?}, which is a file", self.run_dir().display().to_string());
             return Err(s.error("run_dir", found, "the name of a folder").into());
         }
+        for (key, file) in [
+            ("checkpoint_file", &self.checkpoint_file),
+            ("export_file", &self.export_file),
+            ("checkpoint_file", &self.last_file()),
+        ] {
+            if absolute(file) == run_dir {
+                let key = if s.has(key) { key } else { "checkpoint_file" };
+                let found = file.display().to_string();
+                return Err(s.error(key, found, "another name than that of run_dir").into());
+            }
+        }
         let export = absolute(&self.export_file);
         for (file, what) in [(&self.checkpoint_file, "best"), (&self.last_file(), "last")] {
             if absolute(file) == export {

@@ -8,6 +8,7 @@ use tch::Device;
 use crate::config::Run;
 use crate::error::Result;
 use crate::params::Params;
+use crate::step::BLOCK;
 use crate::train::Trainer;
 
 /// Steps that are timed, at most, and for how long.
@@ -20,14 +21,14 @@ const LONGEST: Duration = Duration::from_secs(20);
 /// Those of a step.
 pub fn dry_run(run: &Run, trainer: &mut Trainer<'_>) -> Result<String> {
     let train = &run.train;
-    // The first step also makes what later ones use again.
-    trainer.run_steps(1)?;
+    // A GPU does many steps before anybody looks.
+    let n = if trainer.device().is_cuda() { BLOCK as u64 } else { 1 };
+    // The first ones also make what later ones use again.
+    trainer.time_steps(n)?;
     let started = Instant::now();
     let mut times = Vec::new();
     while times.len() < MOST_STEPS && started.elapsed() < LONGEST {
-        let before = Instant::now();
-        trainer.run_steps(1)?;
-        times.push(before.elapsed().as_secs_f64());
+        times.push(trainer.time_steps(n)?);
     }
     times.sort_by(f64::total_cmp);
     let step = times[times.len() / 2];

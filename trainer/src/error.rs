@@ -11,7 +11,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub enum Error {
     /// Configuration, data or the file format.
     Runtime(teeny_runtime::Error),
-    /// Something that was asked for and cannot be had, found before training began.
+    /// Something that was asked for and cannot be had: an impossible request, a device or a group of
+    /// processes that is not there or has been lost.
     Setup(String),
     /// Losses or gradients were not finite, however low the learning rate.
     NotFinite {

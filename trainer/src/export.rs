@@ -84,8 +84,8 @@ fn metadata(origin: &Origin<'_>, provenance: &Provenance) -> Vec<(String, String
 }
 
 /// Exports the model of a checkpoint, which needs neither the text nor the configuration that it was
-/// trained with, and returns where it is. `overrides`: assignments to `train.export_file`,
-/// `train.export_dtype` or `train.checkpoint_file`; other keys are those of the checkpoint.
+/// trained with, and returns where it is. `overrides`: assignments to `train.export_file` and
+/// `train.export_dtype`; other keys are those of the checkpoint.
 ///
 /// # Errors
 /// A file that is no checkpoint, another override, a failure to write.
@@ -99,7 +99,7 @@ pub fn export_checkpoint(path: &Path, overrides: &[String]) -> Result<PathBuf> {
     let mut ini = Ini::parse(path, &format!("[train]\n{train}"))?;
     for assignment in overrides {
         let key = assignment.split('=').next().unwrap_or_default().trim();
-        if !EXPORT_KEYS.iter().any(|name| key == format!("train.{name}")) {
+        if !["train.export_file", "train.export_dtype"].contains(&key) {
             return Err(Error::Setup(format!(
                 "--set with --export-only: found {assignment:?}, expected train.export_file or \
                  train.export_dtype: all else is what the checkpoint says"

@@ -11,8 +11,9 @@
 //! | [`device`] | the name of a device to libtorch's | error |
 //! | [`mkl`], [`memory`] | what makes libtorch fast on a CPU (unsafe) | – |
 //! | [`threads`] | what libtorch reads from the environment, and how many threads pay | – |
-//! | [`cuda_graph`] | a step as one CUDA graph (unsafe, over `shim/`) | error |
-//! | [`distributed`] | several processes as one (unsafe, over `shim/`) | error |
+//! | `shim` | errors of the C++ code in `shim/` (unsafe) | – |
+//! | [`cuda_graph`] | a step as one CUDA graph (unsafe) | error, shim |
+//! | [`distributed`] | several processes as one (unsafe) | error, shim |
 //! | [`params`] | all parameters as one tensor, with names | – |
 //! | [`dropout`] | dropout that is cheap on the CPU | – |
 //! | [`attention`] | causal self-attention | dropout |

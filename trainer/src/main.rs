@@ -32,8 +32,8 @@ const GROUP_TIMEOUT: Duration = Duration::from_secs(600);
 ///
 /// Standard output gets the path of the exported file, standard error everything else.
 ///
-/// Started by torchrun or mpirun, the processes train one model together: each step takes n_batch
-/// sequences of each of them.
+/// Started by torchrun or mpirun, the processes train one model together: each step takes
+/// n_batch * grad_accum sequences of each of them.
 #[derive(Parser)]
 #[command(name = "teeny-train", version)]
 struct Args {
@@ -122,11 +122,14 @@ fn run(args: &Args) -> std::result::Result<u8, (Error, u8)> {
     if is_first {
         print_run(&run);
     }
-    let stop = stop_on_signals().map_err(refused)?;
     let group = world.as_ref().map(|world| join(world, device)).transpose().map_err(refused)?;
     let mut trainer = Trainer::new(&run, device, group).map_err(refused)?;
-    if device == Device::Cpu && run.train.threads == 0 {
+    if device == Device::Cpu && run.train.threads == 0 && args.resume.is_none() {
         trainer.choose_threads().map_err(refused)?;
+    }
+    let mut notes = Vec::new();
+    if let Some(checkpoint) = &args.resume {
+        notes = trainer.resume(checkpoint).map_err(refused)?;
     }
     if is_first {
         eprintln!("\n{} parameters; {}", run.n_params(), place(device, world.as_ref()));
@@ -135,20 +138,22 @@ fn run(args: &Args) -> std::result::Result<u8, (Error, u8)> {
         print!("{}", dry_run::dry_run(&run, &mut trainer).map_err(failed)?);
         return Ok(0);
     }
+    // Until here there is nothing to save, and a signal just ends the program.
+    let stop = stop_on_signals().map_err(refused)?;
     if args.find_lr {
         return find_lr(&run, &mut trainer, &stop).map_err(failed);
     }
     if is_first {
         trainer.check_files().map_err(refused)?;
     }
-    if let Some(checkpoint) = &args.resume {
-        trainer.resume(checkpoint).map_err(refused)?;
-    }
     let mut report = if is_first {
         report(args, &run, &trainer, device).map_err(refused)?
     } else {
         Report::silent(run.train.n_iters)
     };
+    for note in notes {
+        report.event(trainer.iteration(), &note);
+    }
     let outcome = trainer.train(&stop, &mut report);
     report.finish();
     if outcome.is_err() {
@@ -227,6 +232,9 @@ fn info(run: &Run, trainer: &Trainer<'_>, device: Device) -> Value {
 /// The learning-rate range test and its plot.
 fn find_lr(run: &Run, trainer: &mut Trainer<'_>, stop: &AtomicBool) -> Result<u8> {
     let range = trainer.find_lr(stop)?;
+    if stop.load(Ordering::Relaxed) {
+        return Ok(INTERRUPTED);
+    }
     for (lr, loss) in &range.points {
         eprintln!("lr {lr:.2e}: loss {loss:.4}");
     }
@@ -300,7 +308,7 @@ fn stop_on_signals() -> Result<Arc<AtomicBool>> {
         if flag.swap(true, Ordering::Relaxed) {
             std::process::exit(i32::from(INTERRUPTED));
         }
-        eprintln!("\nstopping after this step; once more to quit at once");
+        eprintln!("\nstopping; once more to quit at once");
     })
     .map_err(|error| Error::Setup(format!("cannot handle Ctrl-C: {error}")))?;
     Ok(stop)

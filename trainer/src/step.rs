@@ -19,7 +19,7 @@ const CPU_TOKENS: usize = 4096;
 /// Most steps of a block.
 pub const BLOCK: usize = 128;
 /// Steps that libtorch does before one is recorded: they choose kernels and make buffers.
-const WARM_UP: usize = 3;
+pub const WARM_UP: usize = 3;
 
 /// What a step needs on the device besides the model and the optimizer.
 pub struct Stepper {
@@ -114,7 +114,7 @@ impl Stepper {
     }
 
     /// Records a step as a CUDA graph, which [`run`](Self::run) then replays. The state of model and
-    /// optimizer afterwards is that before.
+    /// optimizer afterwards is that before. [`WARM_UP`] steps must be prepared.
     ///
     /// # Errors
     /// CUDA's, such as memory that is used up.
@@ -127,10 +127,8 @@ impl Stepper {
                 .map(Tensor::shallow_clone)
                 .collect();
         let before: Vec<Tensor> = state.iter().map(|tensor| tensor.detach().copy()).collect();
-        let graph = CudaGraph::record(device, WARM_UP, &mut || {
-            let _ = tch::no_grad(|| self.counter.zero_());
-            self.work(parts, false)
-        });
+        // The counter goes on from step to step, here as in every replay.
+        let graph = CudaGraph::record(device, WARM_UP, &mut || self.work(parts, false));
         tch::no_grad(|| {
             for (tensor, before) in state.iter().zip(&before) {
                 tensor.detach().copy_(before);

@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 use teeny_runtime::dataset::{Split, SplitMix64};
 use teeny_runtime::format::Dtype;
 
-use crate::checkpoint::{self, Checkpoint, History, Progress};
+use crate::checkpoint::{self, Checkpoint, History, Place, Progress};
 use crate::config::Run;
 use crate::dataset::{Corpus, Windows};
 use crate::distributed::ProcessGroup;
@@ -22,7 +22,7 @@ use crate::params::flat_to_vec;
 use crate::report::Report;
 use crate::run_dir::Evaluation;
 use crate::sample::sample;
-use crate::step::{BLOCK, Parts, StepResult, Stepper, gradient};
+use crate::step::{BLOCK, Parts, StepResult, Stepper, WARM_UP, gradient};
 use crate::threads;
 
 /// Steps in a row without a finite gradient after which training goes back.
@@ -102,6 +102,7 @@ pub struct Group {
 struct Best {
     theta: Tensor,
     provenance: Provenance,
+    is_exported: bool,
 }
 
 /// A state of training that is known to be sound.
@@ -165,15 +166,31 @@ impl<'a> Trainer<'a> {
     }
 
     /// Continues where a checkpoint of the same run left off, as if it had never stopped: every step is
-    /// seeded by its number. The learning rate follows the schedule of this configuration.
+    /// seeded by its number. The learning rate follows the schedule of this configuration, and unless
+    /// that says otherwise as many CPU threads are used as before. Should training go back, then at
+    /// most to here.
+    ///
+    /// Returns what the user should know: in what it cannot be as if it had never stopped.
     ///
     /// # Errors
     /// A file that is no checkpoint of this run, or one with no step left to do.
-    pub fn resume(&mut self, path: &Path) -> Result<()> {
+    pub fn resume(&mut self, path: &Path) -> Result<Vec<String>> {
         let train = &self.run.train;
         let checkpoint = Checkpoint::read(path)?;
         checkpoint.check_same(self.run, &self.sha256)?;
-        let mut progress = checkpoint.progress()?;
+        let before = checkpoint.place()?;
+        if before.n_processes != self.n_processes() {
+            return Err(Error::Checkpoint {
+                path: path.to_owned(),
+                reason: format!(
+                    "{} processes trained together there, {} do in this run: a run can only be \
+                     continued as it began",
+                    before.n_processes,
+                    self.n_processes()
+                ),
+            });
+        }
+        let progress = checkpoint.progress()?;
         if progress.iteration >= train.n_iters {
             return Err(Error::Setup(format!(
                 "{} has done {} steps: nothing is left of n_iters = {}",
@@ -183,32 +200,57 @@ impl<'a> Trainer<'a> {
             )));
         }
         checkpoint.load(&mut self.model.params, &mut self.optimizer)?;
-        // The best parameters come from their own checkpoint, if that is the one of this history.
-        self.best = self.best_of(&progress.history);
-        if self.best.is_none() {
-            // Then the next evaluation is the best so far, instead of one whose parameters are gone.
-            progress.history = History::default();
+        let mut notes = Vec::new();
+        if self.device == Device::Cpu && train.threads == 0 && before.device == "cpu" {
+            tch::set_num_threads(before.n_threads);
+        }
+        let now = self.place();
+        if now != before {
+            notes.push(format!("continued on {now}, after {before}: losses differ in last digits"));
+        }
+        if let Some(best) = progress.history.best() {
+            match self.read_best(&progress.history) {
+                Ok(found) => self.best = Some(found),
+                Err(error) => notes.push(format!(
+                    "the best parameters so far, of iteration {}, are not there: {error}; the next \
+                     evaluation takes their place",
+                    progress.history.iterations[best]
+                )),
+            }
         }
         self.progress = progress;
-        Ok(())
+        Ok(notes)
     }
 
-    fn best_of(&self, history: &History) -> Option<Best> {
-        let i = history.best()?;
-        let checkpoint = Checkpoint::read(&self.run.train.checkpoint_file).ok()?;
-        checkpoint.check_same(self.run, &self.sha256).ok()?;
-        let iteration = history.iterations[i];
-        if checkpoint.progress().ok()?.iteration != iteration {
-            return None;
-        }
-        let theta = checkpoint.exported(&self.model.params).ok()?.to_device(self.device);
+    /// The best parameters, from their own checkpoint.
+    fn read_best(&self, history: &History) -> Result<Best> {
+        let file = &self.run.train.checkpoint_file;
+        let checkpoint = Checkpoint::read(file)?;
+        checkpoint.check_same(self.run, &self.sha256)?;
+        let iteration = checkpoint.progress()?.iteration;
+        let i = history.iterations.iter().position(|i| *i == iteration).ok_or_else(|| {
+            let reason =
+                format!("it is of iteration {iteration}, which this run has not evaluated");
+            Error::Checkpoint { path: file.clone(), reason }
+        })?;
+        let theta = checkpoint.exported(&self.model.params)?.to_device(self.device);
         let provenance = Provenance {
             iteration,
             train_loss: Some(history.train_losses[i]),
             val_loss: Some(history.val_losses[i]),
             test_loss: None,
         };
-        Some(Best { theta, provenance })
+        Ok(Best { theta, provenance, is_exported: self.run.train.export_file.exists() })
+    }
+
+    /// What the last digits of losses depend on.
+    fn place(&self) -> Place {
+        Place {
+            n_processes: self.n_processes(),
+            device: if self.device.is_cuda() { "cuda" } else { "cpu" }.to_owned(),
+            dtype: if self.model.products == Kind::BFloat16 { "bf16" } else { "f32" }.to_owned(),
+            n_threads: if self.device.is_cuda() { 0 } else { tch::get_num_threads() },
+        }
     }
 
     /// Where it trains.
@@ -293,34 +335,33 @@ impl<'a> Trainer<'a> {
         let n_iters = self.run.train.n_iters;
         self.started = Instant::now();
         self.remember();
-        if let Device::Cuda(device) = self.device
-            && self.group.is_none()
-        {
-            self.record(device)?;
+        if let Err(error) = self.record() {
+            let message = format!("{error}; steps are launched kernel by kernel, which is slower");
+            report.event(self.progress.iteration, &message);
         }
         let mut outcome = Outcome::Finished;
         while self.progress.iteration < n_iters {
             let until = self.next_evaluation();
-            match self.steps(until, stop, report)? {
-                Steps::Done => {}
+            let stopped = match self.steps(until, stop, report)? {
+                Steps::Done => false,
                 Steps::Unsound => {
                     self.roll_back(report)?;
                     continue;
                 }
-                Steps::Stopped => {
-                    outcome = Outcome::Stopped;
-                    break;
-                }
-            }
+                Steps::Stopped => true,
+            };
+            // Also when stopping, which a group may do just here: nothing would make up for it.
             if self.progress.iteration == until && self.is_evaluated(until) {
                 if !self.evaluate(report)? {
                     self.roll_back(report)?;
-                    continue;
-                }
-                if self.out_of_patience() {
+                } else if self.out_of_patience() {
                     outcome = Outcome::Patience;
                     break;
                 }
+            }
+            if stopped && self.progress.iteration < n_iters {
+                outcome = Outcome::Stopped;
+                break;
             }
         }
         report.finish();
@@ -329,6 +370,26 @@ impl<'a> Trainer<'a> {
             Outcome::Finished | Outcome::Patience => self.finished(outcome, report)?,
         }
         Ok(outcome)
+    }
+
+    /// Seconds that a step takes when training does it: the mean of `n` further ones, at most [`BLOCK`],
+    /// after the preparations that `train` makes.
+    ///
+    /// # Errors
+    /// A lost device.
+    pub fn time_steps(&mut self, n: u64) -> Result<f64> {
+        let first = self.progress.iteration;
+        if first == 0 {
+            // It fails where steps are launched kernel by kernel instead.
+            let _ = self.record();
+        }
+        let started = Instant::now();
+        self.prepare(first, first + n);
+        for _ in 0..n {
+            self.step(false)?;
+        }
+        let _ = self.stepper.results(0);
+        Ok(started.elapsed().as_secs_f64() / n as f64)
     }
 
     /// Does `n` steps without looking at anything.
@@ -371,10 +432,13 @@ impl<'a> Trainer<'a> {
         Ok(range)
     }
 
-    /// Records the step as a CUDA graph.
-    fn record(&mut self, device: usize) -> Result<()> {
+    /// Records the step as a CUDA graph, where that can be: on one GPU.
+    fn record(&mut self) -> Result<()> {
+        let (Device::Cuda(device), None) = (self.device, &self.group) else {
+            return Ok(());
+        };
         let first = self.progress.iteration;
-        self.prepare(first, first + 1);
+        self.prepare(first, first + WARM_UP as u64);
         let mut parts = Parts {
             model: &self.model,
             optimizer: &mut self.optimizer,
@@ -437,7 +501,10 @@ impl<'a> Trainer<'a> {
                 // Processes of a group must do the same steps: they hear of the request with the next
                 // one's results.
                 if self.group.is_none() && stop.load(Ordering::Relaxed) {
-                    return Ok(Steps::Stopped);
+                    let results = self.stepper.results(looked);
+                    let time = started.elapsed() / results.len().max(1) as u32;
+                    let is_sound = self.look(&results, time, report);
+                    return Ok(if is_sound { Steps::Stopped } else { Steps::Unsound });
                 }
                 self.step(stop.load(Ordering::Relaxed))?;
                 if i < n && !looks_at_each {
@@ -560,9 +627,10 @@ impl<'a> Trainer<'a> {
         history.iterations.push(iteration);
         history.train_losses.push(train_loss);
         history.val_losses.push(val_loss);
-        let best = history.best().unwrap_or_default();
-        let is_best = best == history.val_losses.len() - 1;
-        let best_loss = history.val_losses[best];
+        let best_loss = history.best().map_or(val_loss, |best| history.val_losses[best]);
+        // Of those whose parameters are there: a resumed run may have lost some.
+        let kept = self.best.as_ref().and_then(|best| best.provenance.val_loss);
+        let is_best = kept.is_none_or(|kept| val_loss < kept);
         let sample = self.sample();
         let evaluation = Evaluation {
             iteration,
@@ -586,12 +654,12 @@ impl<'a> Trainer<'a> {
                 test_loss: None,
             };
             self.save_or_say(&train.checkpoint_file, report);
-            if self.is_first()
-                && let Err(error) = self.export(&exported, &provenance)
-            {
+            let exporting = self.export(&exported, &provenance);
+            let is_exported = exporting.is_ok();
+            if let Err(error) = exporting {
                 report.event(iteration, &format!("{error}; training goes on"));
             }
-            self.best = Some(Best { theta: exported, provenance });
+            self.best = Some(Best { theta: exported, provenance, is_exported });
         }
         self.save_or_say(&train.last_file(), report);
         Ok(true)
@@ -643,7 +711,7 @@ impl<'a> Trainer<'a> {
         let Some(mut best) = self.best.take() else {
             return Ok(());
         };
-        // Whatever could not be written before is written now, or said to be missing.
+        // It fails here, if it must: nothing comes that could make up for it.
         self.save(&self.run.train.last_file())?;
         if outcome == Outcome::Patience {
             report.event(
@@ -671,14 +739,12 @@ impl<'a> Trainer<'a> {
         if let Some(loss) = best.provenance.test_loss {
             report.line(&format!("test loss {loss:.4}"));
         }
-        if self.is_first() {
-            self.export(&best.theta, &best.provenance)?;
-            report.line(&format!(
-                "exported the parameters of iteration {}, the best on the validation split, to {}",
-                best.provenance.iteration,
-                self.run.train.export_file.display()
-            ));
-        }
+        self.export(&best.theta, &best.provenance)?;
+        report.line(&format!(
+            "exported the parameters of iteration {}, the best on the validation split, to {}",
+            best.provenance.iteration,
+            self.run.train.export_file.display()
+        ));
         report.ended(outcome.name(), best.provenance.test_loss);
         self.best = Some(best);
         Ok(())
@@ -692,22 +758,31 @@ impl<'a> Trainer<'a> {
         self.save(&last)?;
         report.line(&format!("stopped after {iteration} of {} steps", train.n_iters));
         report.line(&format!("checkpoint: {}", last.display()));
+        let export_file = train.export_file.display();
         match &self.best {
-            Some(best) => report.line(&format!(
-                "exported model: {} (iteration {}, the best so far)",
-                train.export_file.display(),
-                best.provenance.iteration
+            Some(best) => {
+                if !best.is_exported {
+                    self.export(&best.theta, &best.provenance)?;
+                }
+                report.line(&format!(
+                    "exported model: {export_file} (iteration {}, the best so far)",
+                    best.provenance.iteration
+                ));
+            }
+            // It may be a better one, of an earlier run.
+            None if train.export_file.exists() => report.line(&format!(
+                "not exported, as nothing has been evaluated: {export_file} is as it was; \
+                 --export-only {} makes a model of the checkpoint",
+                last.display()
             )),
-            None if self.is_first() => {
+            None => {
                 let provenance =
                     Provenance { iteration, train_loss: None, val_loss: None, test_loss: None };
                 self.export(&self.exported(), &provenance)?;
                 report.line(&format!(
-                    "exported model: {} (iteration {iteration}, never evaluated)",
-                    train.export_file.display(),
+                    "exported model: {export_file} (iteration {iteration}, never evaluated)",
                 ));
             }
-            None => {}
         }
         report.event(iteration, "interrupted");
         report.ended(Outcome::Stopped.name(), None);
@@ -720,7 +795,8 @@ impl<'a> Trainer<'a> {
         }
         let progress = Progress { seconds: self.seconds(), ..self.progress.clone() };
         let params = &self.model.params;
-        checkpoint::save(path, self.run, &self.sha256, &progress, params, &self.optimizer)
+        let (optimizer, place) = (&self.optimizer, self.place());
+        checkpoint::save(path, self.run, &self.sha256, &progress, &place, params, optimizer)
     }
 
     /// Saves, or says why that was not possible: the run is worth more than one of its checkpoints.
@@ -732,7 +808,11 @@ impl<'a> Trainer<'a> {
         }
     }
 
+    /// Exports, if this process writes files.
     fn export(&self, theta: &Tensor, provenance: &Provenance) -> Result<()> {
+        if !self.is_first() {
+            return Ok(());
+        }
         let flat = flat_to_vec(theta);
         export::export(self.run, &self.model.params, &flat, &self.sha256, provenance)
     }

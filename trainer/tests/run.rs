@@ -346,6 +346,63 @@ fn a_request_to_stop_leaves_checkpoint_and_export() {
     assert!(!folder.path().join("new/x.pt").exists(), "nothing was evaluated");
 }
 
+#[test]
+fn a_resumed_run_says_in_what_it_is_another_one() {
+    let _turn = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let first = run(folder.path(), &[]);
+    let history = train(&first).unwrap().history().clone();
+    let last = folder.path().join("new/x.last.pt");
+    let further = run(folder.path(), &["train.n_iters=9"]);
+    let mut second = trainer(&further);
+    assert_eq!(second.resume(&last).unwrap(), Vec::<String>::new());
+
+    // Another number of threads, which is asked for: noted.
+    let threads = run(folder.path(), &["train.n_iters=9", "train.threads=2"]);
+    let mut third = trainer(&threads);
+    tch::set_num_threads(2);
+    let notes = third.resume(&last).unwrap();
+    tch::set_num_threads(1);
+    assert!(
+        notes.len() == 1 && notes[0].contains("2 threads, after cpu in f32 with 1"),
+        "{notes:?}"
+    );
+
+    // The best parameters are gone: said, and the next evaluation is exported, however bad.
+    std::fs::remove_file(folder.path().join("new/x.pt")).unwrap();
+    std::fs::remove_file(folder.path().join("new/x.safetensors")).unwrap();
+    let mut fourth = trainer(&further);
+    let notes = fourth.resume(&last).unwrap();
+    assert!(notes.len() == 1 && notes[0].contains("are not there"), "{notes:?}");
+    assert_eq!(fourth.history(), &history);
+    finish(&mut fourth, 9).unwrap();
+    assert_eq!(fourth.history().iterations, [3, 6, 9]);
+    assert!(folder.path().join("new/x.safetensors").exists());
+
+    // The checkpoint of two processes is refused by one.
+    let mut bytes = std::fs::read(&last).unwrap();
+    let one = br#""processes":"1""#;
+    let at = bytes.windows(one.len()).position(|window| window == one).unwrap();
+    bytes[at + one.len() - 2] = b'2';
+    let two = folder.path().join("two.pt");
+    std::fs::write(&two, bytes).unwrap();
+    let further = run(folder.path(), &["train.n_iters=12"]);
+    let error = trainer(&further).resume(&two).unwrap_err().to_string();
+    assert!(error.contains("2 processes trained together there, 1 do"), "{error}");
+}
+
+#[test]
+fn a_request_to_stop_before_the_first_evaluation_keeps_an_earlier_model() {
+    let _turn = alone();
+    let folder = tempfile::tempdir().unwrap();
+    train(&run(folder.path(), &[])).unwrap();
+    let export = folder.path().join("new/x.safetensors");
+    let before = std::fs::read(&export).unwrap();
+    let run = run(folder.path(), &["train.seed=3"]);
+    assert_eq!(finish_now(&mut trainer(&run)), Outcome::Stopped);
+    assert!(std::fs::read(&export).unwrap() == before);
+}
+
 const DIVERGES: &[&str] = &["model.norm=none", "model.final_norm=false", "train.n_iters=200"];
 
 #[test]
