@@ -14,6 +14,7 @@
 //! | [`dataset`] | the text of a configuration, encoded and split | config, tokenizer |
 //! | [`format`](mod@format) | names, shapes and metadata of the file; its writer | config, tokenizer |
 //! | [`weights`] | the file in memory, checked; conversion, fingerprint | format |
+//! | [`quant`] | weights in blocks of 8 and 4 bits | – |
 //! | [`position`] | positional encodings as slopes, rotations, sinusoids | – |
 //! | [`kv_cache`] | where keys and values lie | config |
 //! | [`backend`] | what a device must be able to do | kv_cache, weights |
@@ -63,6 +64,7 @@ pub mod ini;
 pub mod kv_cache;
 pub mod model;
 pub mod position;
+pub mod quant;
 pub mod sampler;
 pub mod score;
 pub mod session;
