@@ -1,12 +1,17 @@
 //! Chooses the instruction set once and sends each kernel to the version compiled for it.
 //!
-//! The versions of a kernel are one function of [`kernels`] or
-//! [`scalar`], compiled with other target features: no result depends on the choice.
+//! The versions of a kernel are one function, over another [`Simd`] or compiled with other target features:
+//! no result depends on the choice.
 #![allow(unsafe_code)]
 
-use super::kernels;
-use super::scalar::{self, Element};
+use super::blocks::{self, Quantised};
+use super::columns::Columns;
+use super::products::{self, Rows, Weight};
+use super::scalar;
+use super::simd::Portable;
 use crate::config::Ffn;
+use crate::quant::q4::Q4;
+use crate::quant::q8::Q8;
 
 /// An instruction set that this machine has; there is no other way to make one than to detect it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +25,12 @@ enum Kind {
     Avx2,
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    #[cfg(target_arch = "aarch64")]
+    NeonDot,
 }
 
 impl Isa {
@@ -28,23 +39,32 @@ impl Isa {
 
     /// Every instruction set that this machine has, the best one last.
     pub fn available() -> Vec<Isa> {
-        #[allow(unused_mut)]
-        let mut isas = vec![Isa::SCALAR, Isa(Kind::Portable)];
+        let mut kinds = vec![Kind::Scalar, Kind::Portable];
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c")
         {
-            isas.push(Isa(Kind::Avx2));
+            kinds.push(Kind::Avx2);
             if is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl")
             {
-                isas.push(Isa(Kind::Avx512));
+                kinds.push(Kind::Avx512);
+                if is_x86_feature_detected!("avx512vnni") {
+                    kinds.push(Kind::Avx512Vnni);
+                }
             }
         }
-        isas
+        #[cfg(target_arch = "aarch64")]
+        {
+            kinds.push(Kind::Neon);
+            if std::arch::is_aarch64_feature_detected!("dotprod") {
+                kinds.push(Kind::NeonDot);
+            }
+        }
+        kinds.into_iter().map(Isa).collect()
     }
 
     /// The best instruction set of this machine.
@@ -56,89 +76,190 @@ impl Isa {
     pub fn name(self) -> &'static str {
         match self.0 {
             Kind::Scalar => "scalar",
-            // 64-bit Arm always has NEON, so there the portable code is compiled to it.
-            Kind::Portable if cfg!(target_arch = "aarch64") => "neon",
             Kind::Portable => "portable",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512Vnni => "avx512-vnni",
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonDot => "neon-dotprod",
         }
     }
 }
 
-/// Makes `pub fn name(isa, arguments)` which runs the body given for `isa`.
+/// Makes `pub fn name(isa, arguments)` which runs `simd` for `isa`, with `s` the instruction set, R by T the
+/// rows of weights and activations of a block of float products, and G and T8 those of products of 8 bits;
+/// or `scalar` for the specification.
 macro_rules! kernel {
+    (@version $name:ident [$($e:ident)?] [$($arg:ident: $type:ty),*] $features:literal, $new:expr, $s:ident,
+     [$r:literal, $t:literal, $g:literal, $t8:literal], $simd:expr) => {
+        #[target_feature(enable = $features)]
+        #[allow(clippy::too_many_arguments)]
+        fn $name $(<$e: Weight>)? ($($arg: $type),*) {
+            #[allow(dead_code)]
+            const R: usize = $r;
+            #[allow(dead_code)]
+            const T: usize = $t;
+            #[allow(dead_code)]
+            const G: usize = $g;
+            #[allow(dead_code)]
+            const T8: usize = $t8;
+            #[allow(unused_variables)]
+            // SAFETY: `Isa`s of this kind are made only by `available`, which has detected the features.
+            let $s = unsafe { $new };
+            $simd
+        }
+    };
     ($(#[$doc:meta])* $name:ident $(<$e:ident>)? ($($arg:ident: $type:ty),* $(,)?),
-     scalar: $scalar:expr, portable: $portable:expr, avx2: $avx2:expr, avx512: $avx512:expr) => {
+     scalar: $scalar:expr, $s:ident => $simd:expr) => {
+        kernel! { @whole [$(#[$doc])*] $name [$($e)?] [$($arg: $type),*] $scalar, $s, $simd }
+    };
+    // One body for every instruction set: the loop is so plain that it needs no other form.
+    ($(#[$doc:meta])* $name:ident ($($arg:ident: $type:ty),* $(,)?), $body:expr) => {
+        kernel! { @whole [$(#[$doc])*] $name [] [$($arg: $type),*] $body, _s, $body }
+    };
+    (@whole [$(#[$doc:meta])*] $name:ident [$($e:ident)?] [$($arg:ident: $type:ty),*]
+     $scalar:expr, $s:ident, $simd:expr) => {
         $(#[$doc])*
         #[allow(clippy::too_many_arguments)]
-        pub fn $name $(<$e: Element>)? (isa: Isa, $($arg: $type),*) {
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma,f16c")]
-            fn avx2 $(<$e: Element>)? ($($arg: $type),*) {
-                $avx2
+        pub fn $name $(<$e: Weight>)? (isa: Isa, $($arg: $type),*) {
+            #[allow(clippy::too_many_arguments)]
+            fn portable $(<$e: Weight>)? ($($arg: $type),*) {
+                #[allow(dead_code)]
+                const R: usize = 2;
+                #[allow(dead_code)]
+                const T: usize = 1;
+                #[allow(dead_code)]
+                const G: usize = 1;
+                #[allow(dead_code)]
+                const T8: usize = 1;
+                #[allow(unused_variables)]
+                let $s = Portable;
+                $simd
             }
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-            fn avx512 $(<$e: Element>)? ($($arg: $type),*) {
-                $avx512
-            }
+            kernel! { @version avx2 [$($e)?] [$($arg: $type),*] "avx2,fma,f16c",
+                super::avx2::Avx2::new(), $s, [2, 3, 2, 4], $simd }
+            #[cfg(target_arch = "x86_64")]
+            kernel! { @version avx512 [$($e)?] [$($arg: $type),*]
+                "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl",
+                super::avx512::Avx512::<false>::new(), $s, [4, 6, 2, 4], $simd }
+            #[cfg(target_arch = "x86_64")]
+            kernel! { @version avx512_vnni [$($e)?] [$($arg: $type),*]
+                "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni",
+                super::avx512::Avx512::<true>::new(), $s, [4, 6, 4, 8], $simd }
+            #[cfg(target_arch = "aarch64")]
+            kernel! { @version neon [$($e)?] [$($arg: $type),*] "neon",
+                super::neon::Neon::<false>::new(), $s, [2, 3, 2, 4], $simd }
+            #[cfg(target_arch = "aarch64")]
+            kernel! { @version neon_dot [$($e)?] [$($arg: $type),*] "neon,dotprod",
+                super::neon::Neon::<true>::new(), $s, [2, 3, 2, 4], $simd }
             match isa.0 {
                 Kind::Scalar => $scalar,
-                Kind::Portable => $portable,
+                Kind::Portable => portable $(::<$e>)? ($($arg),*),
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: this kind is made only by `available`, which has detected the features.
                 Kind::Avx2 => unsafe { avx2 $(::<$e>)? ($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: as above.
                 Kind::Avx512 => unsafe { avx512 $(::<$e>)? ($($arg),*) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: as above.
+                Kind::Avx512Vnni => unsafe { avx512_vnni $(::<$e>)? ($($arg),*) },
+                #[cfg(target_arch = "aarch64")]
+                // SAFETY: as above.
+                Kind::Neon => unsafe { neon $(::<$e>)? ($($arg),*) },
+                #[cfg(target_arch = "aarch64")]
+                // SAFETY: as above.
+                Kind::NeonDot => unsafe { neon_dot $(::<$e>)? ($($arg),*) },
             }
         }
-    };
-    // One body for every instruction set: the loop is so plain that it needs no other form.
-    ($(#[$doc:meta])* $name:ident ($($args:tt)*), $body:expr) => {
-        kernel! { $(#[$doc])* $name ($($args)*),
-            scalar: $body, portable: $body, avx2: $body, avx512: $body }
     };
 }
 
 kernel! {
-    /// [`scalar::matmul`], in the blocks that ran fastest.
-    matmul<E>(out: &mut [f32], x: &[f32], w: &[E], bias: Option<&[f32]>, rows: usize),
-    scalar: scalar::matmul(out, x, w, bias, rows),
-    portable: kernels::matmul::<E, 2, 1>(out, x, w, bias, rows),
-    avx2: if rows == 1 {
-        kernels::matmul::<E, 4, 1>(out, x, w, bias, rows)
+    /// [`scalar::matmul`]; adds for `add`. `panel` holds [`products::PANEL`] rows of weights.
+    matmul<E>(
+        out: &mut Columns<'_>,
+        add: bool,
+        x: &[f32],
+        n_rows: usize,
+        rows: Rows<'_, E>,
+        panel: &mut [f32],
+    ),
+    scalar: if add {
+        scalar::matmul::<E, true>(out, x, n_rows, rows)
     } else {
-        kernels::matmul::<E, 2, 2>(out, x, w, bias, rows)
+        scalar::matmul::<E, false>(out, x, n_rows, rows)
     },
-    avx512: if rows == 1 {
-        kernels::matmul::<E, 4, 1>(out, x, w, bias, rows)
-    } else {
-        kernels::matmul::<E, 2, 2>(out, x, w, bias, rows)
+    s => match (n_rows, add) {
+        (1, false) => products::one::<_, E, false>(s, out, x, rows),
+        (1, true) => products::one::<_, E, true>(s, out, x, rows),
+        (_, false) => products::many::<_, E, R, T, false>(s, out, x, n_rows, rows, panel),
+        (_, true) => products::many::<_, E, R, T, true>(s, out, x, n_rows, rows, panel),
     }
 }
 
 kernel! {
-    /// [`scalar::score`]
-    score(scores: &mut [f32], q: &[f32], k: &[f32], scale: f32, slope: f32, distance: usize),
-    scalar: scalar::score(scores, q, k, scale, slope, distance),
-    portable: kernels::score(scores, q, k, scale, slope, distance),
-    avx2: kernels::score(scores, q, k, scale, slope, distance),
-    avx512: kernels::score(scores, q, k, scale, slope, distance)
+    /// [`scalar::matmul_q8`]; adds for `add`.
+    matmul_q8(
+        out: &mut Columns<'_>,
+        add: bool,
+        first: usize,
+        x: Quantised<'_>,
+        n_rows: usize,
+        w: Q8<'_>,
+        bias: Option<&[f32]>,
+    ),
+    scalar: if add {
+        scalar::matmul_q8::<true>(out, first, x, n_rows, w, bias)
+    } else {
+        scalar::matmul_q8::<false>(out, first, x, n_rows, w, bias)
+    },
+    s => if add {
+        blocks::matmul::<_, _, G, T8, true>(s, out, first, x, n_rows, w, bias)
+    } else {
+        blocks::matmul::<_, _, G, T8, false>(s, out, first, x, n_rows, w, bias)
+    }
+}
+
+kernel! {
+    /// [`scalar::matmul_q4`]; adds for `add`.
+    matmul_q4(
+        out: &mut Columns<'_>,
+        add: bool,
+        first: usize,
+        x: Quantised<'_>,
+        n_rows: usize,
+        w: Q4<'_>,
+        bias: Option<&[f32]>,
+    ),
+    scalar: if add {
+        scalar::matmul_q4::<true>(out, first, x, n_rows, w, bias)
+    } else {
+        scalar::matmul_q4::<false>(out, first, x, n_rows, w, bias)
+    },
+    s => if add {
+        blocks::matmul::<_, _, G, T8, true>(s, out, first, x, n_rows, w, bias)
+    } else {
+        blocks::matmul::<_, _, G, T8, false>(s, out, first, x, n_rows, w, bias)
+    }
+}
+
+kernel! {
+    /// [`scalar::quantise`]
+    quantise(q: &mut [[i8; crate::quant::BLOCK]], scales: &mut [blocks::BlockScale], x: &[f32]),
+    scalar::quantise(q, scales, x)
 }
 
 kernel! {
     /// [`scalar::softmax`]
     softmax(scores: &mut [f32]),
     scalar::softmax(scores)
-}
-
-kernel! {
-    /// [`scalar::mix`]
-    mix(out: &mut [f32], weights: &[f32], v: &[f32]),
-    scalar::mix(out, weights, v)
 }
 
 kernel! {

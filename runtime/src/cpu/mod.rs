@@ -8,9 +8,18 @@
 //!
 //! Weights stay in the mapped file in their element type; activations, keys and values are f32.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+pub mod blocks;
+pub mod columns;
 pub mod dispatch;
-pub mod kernels;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+pub mod products;
 pub mod scalar;
+pub mod simd;
 
 pub use dispatch::Isa;
 
@@ -382,10 +391,12 @@ impl Cpu {
         let out = &mut out[..rows * out_features];
         let x = &x[..rows * in_features];
         let bias = linear.bias.as_deref();
+        let mut panel = vec![0.0; 16 * in_features];
+        let mut out = columns::Columns::all(out, out_features);
         match linear.weight.data() {
-            TensorData::F32(weight) => dispatch::matmul(self.isa, out, x, weight, bias, rows),
-            TensorData::F16(weight) => dispatch::matmul(self.isa, out, x, weight, bias, rows),
-            TensorData::Bf16(weight) => dispatch::matmul(self.isa, out, x, weight, bias, rows),
+            TensorData::F32(w) => dispatch::matmul(self.isa, &mut out, false, x, rows, products::Rows{w,bias,width:in_features}, &mut panel),
+            TensorData::F16(w) => dispatch::matmul(self.isa, &mut out, false, x, rows, products::Rows{w,bias,width:in_features}, &mut panel),
+            TensorData::Bf16(w) => dispatch::matmul(self.isa, &mut out, false, x, rows, products::Rows{w,bias,width:in_features}, &mut panel),
         }
     }
 
@@ -460,13 +471,13 @@ fn attend(
         for run in runs(kv, first, pos) {
             let k = &pages[run.page][keys + run.slot * width..][..run.len * width];
             let scores = &mut scores[run.pos - first..][..run.len];
-            dispatch::score(isa, scores, q, k, scale, shape.slopes[head], pos - run.pos);
+            scalar::score(scores, q, k, scale, shape.slopes[head], pos - run.pos);
         }
         dispatch::softmax(isa, scores);
         out.fill(0.0);
         for run in runs(kv, first, pos) {
             let v = &pages[run.page][values + run.slot * width..][..run.len * width];
-            dispatch::mix(isa, out, &scores[run.pos - first..][..run.len], v);
+            scalar::mix(out, &scores[run.pos - first..][..run.len], v);
         }
     }
 }

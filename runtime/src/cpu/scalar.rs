@@ -6,16 +6,27 @@
 
 use half::{bf16, f16};
 
+use super::blocks::{BlockScale, Quantised};
+use super::columns::{Columns, Store};
+use super::products::Rows;
+use crate::quant::BLOCK;
+use crate::quant::q4::Q4;
+use crate::quant::q8::Q8;
+
 /// Lanes of a sum: one AVX-512 register, two of AVX2, four of NEON.
 pub const LANES: usize = 16;
 
 /// A weight as it lies in the file.
 pub trait Element: Copy + Send + Sync + 'static {
+    /// Zero.
+    const ZERO: Self;
     /// Its exact value.
     fn to_f32(self) -> f32;
 }
 
 impl Element for f32 {
+    const ZERO: f32 = 0.0;
+
     #[inline(always)]
     fn to_f32(self) -> f32 {
         self
@@ -23,6 +34,8 @@ impl Element for f32 {
 }
 
 impl Element for bf16 {
+    const ZERO: bf16 = bf16::ZERO;
+
     #[inline(always)]
     fn to_f32(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
@@ -30,6 +43,8 @@ impl Element for bf16 {
 }
 
 impl Element for f16 {
+    const ZERO: f16 = f16::ZERO;
+
     /// Without branches, so that it can be vectorised: exponent and fraction are moved into place
     /// and rescaled by 2^112, which also normalises subnormals; infinity and NaN keep their exponent.
     #[inline(always)]
@@ -55,23 +70,109 @@ pub fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
-/// `Σ w[i] x[i]`
+/// `Σ w[i] x[i]`, as if both went on with zeros up to a multiple of [`LANES`].
 #[inline(always)]
 pub fn dot<E: Element>(w: &[E], x: &[f32]) -> f32 {
     let mut lanes = [0.0; LANES];
-    for (i, (w, x)) in w.iter().zip(x).enumerate() {
-        lanes[i % LANES] = w.to_f32().mul_add(*x, lanes[i % LANES]);
+    for i in 0..w.len().next_multiple_of(LANES) {
+        let w = w.get(i).map_or(0.0, |w| w.to_f32());
+        let x = x.get(i).copied().unwrap_or(0.0);
+        lanes[i % LANES] = w.mul_add(x, lanes[i % LANES]);
     }
     sum_lanes(lanes)
 }
 
-/// `out[t] = w · x[t] + bias`. `w`: (n, x.len() / rows), `out`: (rows, n)
-pub fn matmul<E: Element>(out: &mut [f32], x: &[f32], w: &[E], bias: Option<&[f32]>, rows: usize) {
-    let width = x.len() / rows;
-    let n = out.len() / rows;
-    for (out, x) in out.chunks_exact_mut(n).zip(x.chunks_exact(width)) {
-        for (i, (out, w)) in out.iter_mut().zip(w.chunks_exact(width)).enumerate() {
-            *out = dot(w, x) + bias.map_or(0.0, |bias| bias[i]);
+/// `out[t][i] = w[first + i] · x[t] + bias[i]`, added to what is there for `ADD`. `x`: (T, width)
+pub fn matmul<E: Element, const ADD: bool>(
+    out: &mut Columns<'_>,
+    x: &[f32],
+    n_rows: usize,
+    rows: Rows<'_, E>,
+) {
+    for (t, x) in x.chunks_exact(rows.width).take(n_rows).enumerate() {
+        for (i, w) in rows.w.chunks_exact(rows.width).enumerate() {
+            let bias = rows.bias.map(|bias| &bias[i..][..1]);
+            Store::<ADD>::run(&mut out.row(t)[i..][..1], &[dot(w, x)], bias);
+        }
+    }
+}
+
+/// Activations as integers of 8 bits: each block of 32 by the scale that makes its largest magnitude 127,
+/// rounded to nearest even. A block with a number that is not finite has a scale that is none; one of
+/// numbers below the smallest normal ones counts as zeros. `q`, `scales`: one for each block; columns
+/// beyond the row are zeros.
+#[inline(always)]
+pub fn quantise(q: &mut [[i8; BLOCK]], scales: &mut [BlockScale], x: &[f32]) {
+    // Adding 1.5 * 2^23 leaves the rounded integer in the low bits of the sum.
+    const ROUND: f32 = 12_582_912.0;
+    for ((q, scale), x) in q.iter_mut().zip(scales).zip(x.chunks(BLOCK)) {
+        let mut block = [0.0; BLOCK];
+        block[..x.len()].copy_from_slice(x);
+        // Magnitudes are in the order of their bits, NaN last.
+        let max = block.iter().fold(0, |max, x| u32::max(max, x.to_bits() & 0x7fff_ffff));
+        let max = f32::from_bits(max);
+        if !max.is_finite() || max < 127.0 * f32::MIN_POSITIVE {
+            *q = [0; BLOCK];
+            *scale = BlockScale { scale: if max.is_finite() { 0.0 } else { f32::NAN }, sum: 0 };
+            continue;
+        }
+        let inverse = 127.0 / max;
+        let mut sum = 0;
+        for (q, x) in q.iter_mut().zip(block) {
+            *q = (x * inverse + ROUND).to_bits() as i8;
+            sum += i32::from(*q);
+        }
+        *scale = BlockScale { scale: max / 127.0, sum };
+    }
+}
+
+/// As [`matmul`] with weights of 8 bits and activations that [`quantise`] has made: `Σ over the blocks of
+/// scale(w) scale(x) Σ w x`, in their order.
+pub fn matmul_q8<const ADD: bool>(
+    out: &mut Columns<'_>,
+    first: usize,
+    x: Quantised<'_>,
+    n_rows: usize,
+    w: Q8<'_>,
+    bias: Option<&[f32]>,
+) {
+    for t in 0..n_rows {
+        let (q, scales) = x.row(t);
+        for i in 0..out.width() {
+            let mut sum = 0.0f32;
+            for (b, (q, x)) in q.iter().zip(scales).enumerate() {
+                let (w, scale) = w.block(first + i, b);
+                let product: i32 = w.iter().zip(q).map(|(w, x)| i32::from(*w) * i32::from(*x)).sum();
+                sum = (product as f32).mul_add(scale.to_f32() * x.scale, sum);
+            }
+            let bias = bias.map(|bias| &bias[i..][..1]);
+            Store::<ADD>::run(&mut out.row(t)[i..][..1], &[sum], bias);
+        }
+    }
+}
+
+/// The same with weights of 4 bits: `Σ over the blocks of (scale(w) scale(x) Σ w x, then minimum(w)
+/// scale(x) Σ x)`.
+pub fn matmul_q4<const ADD: bool>(
+    out: &mut Columns<'_>,
+    first: usize,
+    x: Quantised<'_>,
+    n_rows: usize,
+    w: Q4<'_>,
+    bias: Option<&[f32]>,
+) {
+    for t in 0..n_rows {
+        let (q, scales) = x.row(t);
+        for i in 0..out.width() {
+            let mut sum = 0.0f32;
+            for (b, (q, x)) in q.iter().zip(scales).enumerate() {
+                let (w, scale, minimum) = w.block(first + i, b);
+                let product: i32 = w.iter().zip(q).map(|(w, x)| i32::from(*w) * i32::from(*x)).sum();
+                sum = (product as f32).mul_add(scale.to_f32() * x.scale, sum);
+                sum = minimum.to_f32().mul_add(x.scale * x.sum as f32, sum);
+            }
+            let bias = bias.map(|bias| &bias[i..][..1]);
+            Store::<ADD>::run(&mut out.row(t)[i..][..1], &[sum], bias);
         }
     }
 }
@@ -198,44 +299,10 @@ pub fn rotate(x: &mut [f32], rotation: &[f32]) {
     }
 }
 
-/// Turns scores into weights that sum to one: e^(s - max) / Σ.
-#[inline(always)]
-pub fn softmax(scores: &mut [f32]) {
-    let mut max = f32::NEG_INFINITY;
-    for score in scores.iter() {
-        max = if *score > max { *score } else { max };
-    }
-    for score in scores.iter_mut() {
-        *score = exp(*score - max);
-    }
-    let scale = 1.0 / sum(scores, |x| x);
-    for score in scores.iter_mut() {
-        *score *= scale;
-    }
-}
-
-/// `scores[i] = (q · k[i]) * scale - slope * (distance - i)`: a run of keys that lie together, the
-/// first of them `distance` positions before the query. `k`: (scores.len(), q.len())
-pub fn score(scores: &mut [f32], q: &[f32], k: &[f32], scale: f32, slope: f32, distance: usize) {
-    for (i, (score, k)) in scores.iter_mut().zip(k.chunks_exact(q.len())).enumerate() {
-        *score = biased(dot(k, q), scale, slope, distance - i);
-    }
-}
-
 /// A score with its linear bias; slope 0 leaves the score as it is.
 #[inline(always)]
-pub fn biased(product: f32, scale: f32, slope: f32, distance: usize) -> f32 {
+pub fn biased(product: f32, scale: f32, slope: f32, distance: i32) -> f32 {
     (-slope).mul_add(distance as f32, product * scale)
-}
-
-/// `out += Σ weights[i] v[i]`, in the order of i. `v`: (weights.len(), out.len())
-#[inline(always)]
-pub fn mix(out: &mut [f32], weights: &[f32], v: &[f32]) {
-    for (weight, v) in weights.iter().zip(v.chunks_exact(out.len())) {
-        for (out, v) in out.iter_mut().zip(v) {
-            *out = weight.mul_add(*v, *out);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -21,6 +21,18 @@ pub struct Q4<'a> {
 }
 
 impl Q4<'_> {
+    /// The weights of a row in a block of columns, their scale and their minimum.
+    pub fn block(&self, row: usize, block: usize) -> ([u8; BLOCK], f16, f16) {
+        let place = row / ROWS * self.columns.div_ceil(BLOCK) + block;
+        let (q, lane) = (&self.q[place * BYTES..][..BYTES], row % ROWS);
+        let weight = |i: usize| {
+            let byte = q[(i / PIECE / 2 * ROWS + lane) * PIECE + i % PIECE];
+            if i / PIECE % 2 == 0 { byte & 15 } else { byte >> 4 }
+        };
+        let scales = &self.scales[place * 2 * ROWS..];
+        (std::array::from_fn(weight), scales[lane], scales[ROWS + lane])
+    }
+
     /// Writes the weights of a row from column `from` on.
     pub fn read_row(&self, row: usize, from: usize, out: &mut [f32]) {
         let blocks = self.columns.div_ceil(BLOCK);

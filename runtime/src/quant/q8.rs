@@ -20,6 +20,14 @@ pub struct Q8<'a> {
 }
 
 impl Q8<'_> {
+    /// The weights of a row in a block of columns, and their scale.
+    pub fn block(&self, row: usize, block: usize) -> ([i8; BLOCK], f16) {
+        let place = row / ROWS * self.columns.div_ceil(BLOCK) + block;
+        let (q, lane) = (&self.q[place * BYTES..][..BYTES], row % ROWS);
+        let weight = |i: usize| q[(i / PIECE * ROWS + lane) * PIECE + i % PIECE];
+        (std::array::from_fn(weight), self.scales[place * ROWS + lane])
+    }
+
     /// Writes the weights of a row from column `from` on.
     pub fn read_row(&self, row: usize, from: usize, out: &mut [f32]) {
         let blocks = self.columns.div_ceil(BLOCK);
