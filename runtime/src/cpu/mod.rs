@@ -386,6 +386,34 @@ impl Cpu {
             TensorData::F32(weight) => dispatch::matmul(self.isa, out, x, weight, bias, rows),
             TensorData::F16(weight) => dispatch::matmul(self.isa, out, x, weight, bias, rows),
             TensorData::Bf16(weight) => dispatch::matmul(self.isa, out, x, weight, bias, rows),
+            TensorData::Q8(weight) => self.dequantised(out, x, bias, rows, &mut |row, out| {
+                weight.read_row(row, 0, out);
+            }),
+            TensorData::Q4(weight) => self.dequantised(out, x, bias, rows, &mut |row, out| {
+                weight.read_row(row, 0, out);
+            }),
+        }
+    }
+
+    /// [`Cpu::linear`] with a matrix in blocks, one row of which `read_row` writes as f32.
+    fn dequantised(
+        &self,
+        out: &mut [f32],
+        x: &[f32],
+        bias: Option<&[f32]>,
+        rows: usize,
+        read_row: &mut dyn FnMut(usize, &mut [f32]),
+    ) {
+        let (out_features, in_features) = (out.len() / rows, x.len() / rows);
+        let mut weight = vec![0.0; in_features];
+        let mut column = vec![0.0; rows];
+        for row in 0..out_features {
+            read_row(row, &mut weight);
+            let bias = bias.map(|bias| &bias[row..=row]);
+            dispatch::matmul(self.isa, &mut column, x, &weight, bias, rows);
+            for (out, value) in out[row..].iter_mut().step_by(out_features).zip(&column) {
+                *out = *value;
+            }
         }
     }
 
@@ -415,6 +443,16 @@ fn lookup(out: &mut [f32], table: &Tensor, ids: &[u32]) {
         TensorData::F32(table) => rows(out, table, ids, width),
         TensorData::F16(table) => rows(out, table, ids, width),
         TensorData::Bf16(table) => rows(out, table, ids, width),
+        TensorData::Q8(table) => {
+            for (out, id) in out.chunks_exact_mut(width).zip(ids) {
+                table.read_row(*id as usize, 0, out);
+            }
+        }
+        TensorData::Q4(table) => {
+            for (out, id) in out.chunks_exact_mut(width).zip(ids) {
+                table.read_row(*id as usize, 0, out);
+            }
+        }
     }
 }
 
