@@ -30,10 +30,17 @@ fn every_configuration_comes_back_as_it_was_written() {
                     .expect("it was written")
                     .to_f32()
                     .expect("enough memory");
-                let exact = *dtype == Dtype::F32;
+                let largest = values.iter().fold(0.0f32, |largest, v| largest.max(v.abs()));
                 for (found, value) in found.iter().zip(&values) {
-                    // Half a unit in the last place: 8 bits of bf16, 11 of f16.
-                    let tolerance = if exact { 0.0 } else { value.abs() / 256.0 + 1e-7 };
+                    let tolerance = match dtype.of(&spec) {
+                        Dtype::F32 => 0.0,
+                        // Half a unit in the last place: 8 bits of bf16, 11 of f16.
+                        Dtype::F16 | Dtype::Bf16 => value.abs() / 256.0 + 1e-7,
+                        // Half a step, a bit more for the rounding of the scale.
+                        Dtype::Q8 => largest / 127.0 * 0.55,
+                        // A step, because the ends of a range may be cut off.
+                        Dtype::Q4 => 2.0 * largest / 15.0,
+                    };
                     assert!(
                         (found - value).abs() <= tolerance,
                         "{} {}",

@@ -53,6 +53,8 @@ fn stored(weights: &Weights) -> Vec<String> {
             TensorData::F32(data) => format!("{data:?}"),
             TensorData::F16(data) => format!("{data:?}"),
             TensorData::Bf16(data) => format!("{data:?}"),
+            TensorData::Q8(data) => format!("{data:?}"),
+            TensorData::Q4(data) => format!("{data:?}"),
         })
         .collect()
 }
@@ -107,6 +109,8 @@ fn memory_is_used_where_it_lies_or_copied() {
                 TensorData::F32(data) => data.as_ptr().cast::<u8>(),
                 TensorData::F16(data) => data.as_ptr().cast(),
                 TensorData::Bf16(data) => data.as_ptr().cast(),
+                TensorData::Q8(data) => data.q.as_ptr().cast(),
+                TensorData::Q4(data) => data.q.as_ptr(),
             };
             let in_place = misalignment % 4 == 0;
             assert_eq!(range.contains(&address), in_place, "{misalignment}");
@@ -397,7 +401,7 @@ fn loading_a_mapped_file_does_not_look_at_its_data() {
 fn write_sparse(path: &Path, config: &ModelConfig) {
     let mut metadata = serde_json::Map::new();
     metadata.insert("format".into(), format::FORMAT.into());
-    metadata.insert("format_version".into(), format::format_version(config).into());
+    metadata.insert("format_version".into(), format::format_version(config, Dtype::F32).into());
     metadata.insert("tokenizer".into(), tokenizer(config.vocab_size).to_json().into());
     for (key, value) in config.to_metadata() {
         metadata.insert(key.into(), value.into());

@@ -16,3 +16,11 @@ pub(crate) fn zeros(what: &'static str, len: usize) -> Result<Vec<f32>> {
     values.resize(len, 0.0);
     Ok(values)
 }
+
+/// `len` bytes of zero.
+pub(crate) fn zeroed(what: &'static str, len: usize) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    reserve(&mut bytes, len, what)?;
+    bytes.resize(len, 0);
+    Ok(bytes)
+}

@@ -57,7 +57,7 @@ pub fn dry_run(run: &Run, trainer: &mut Trainer<'_>) -> Result<String> {
         format!("{all}, {:.1} times the training text", all as f64 / text_tokens as f64),
     );
     line("memory", memory(trainer));
-    line("exported file", format!("about {}", bytes(n as u64 * export_bytes(run))));
+    line("exported file", format!("about {}", bytes(export_bytes(run))));
     line("a step", format!("{:.1} ms, {:.0} tokens/s", step * 1e3, tokens as f64 / step));
     line("an evaluation", format!("{evaluation:.1} s, {n_evaluations} times"));
     line("predicted time", duration(total));
@@ -69,11 +69,7 @@ fn matrices(params: &Params) -> i64 {
 }
 
 fn export_bytes(run: &Run) -> u64 {
-    use teeny_runtime::format::Dtype;
-    match run.train.export_dtype {
-        Dtype::F32 => 4,
-        Dtype::F16 | Dtype::Bf16 => 2,
-    }
+    teeny_runtime::format::n_bytes(&run.model, run.train.export_dtype) as u64
 }
 
 /// State of the optimizer, and the peak of the process where the system tells it.

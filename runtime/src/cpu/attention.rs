@@ -154,7 +154,8 @@ pub fn scalar<E: KvElement>(
     let mut scores = [0.0; PAGE];
     for slot in slots.clone() {
         let keys = page.k.chunks_exact(PAGE);
-        let mut score = q.iter().zip(keys).fold(0.0, |sum, (q, k)| k[slot].to_f32().mul_add(*q, sum));
+        let mut score =
+            q.iter().zip(keys).fold(0.0, |sum, (q, k)| k[slot].to_f32().mul_add(*q, sum));
         if E::SCALED {
             score *= page.k_scales[slot].to_f32();
         }
@@ -163,11 +164,8 @@ pub fn scalar<E: KvElement>(
     mixture.weigh(&mut scores, slots.clone());
     let width = page.v.len() / PAGE;
     for slot in slots {
-        let weight = if E::SCALED {
-            scores[slot] * page.v_scales[slot].to_f32()
-        } else {
-            scores[slot]
-        };
+        let weight =
+            if E::SCALED { scores[slot] * page.v_scales[slot].to_f32() } else { scores[slot] };
         let mix = &mut mixture.mix[slot % 2 * width..][..width];
         for (mix, v) in mix.iter_mut().zip(&page.v[slot * width..]) {
             *mix = v.to_f32().mul_add(weight, *mix);
@@ -255,10 +253,8 @@ fn mix<S: Simd, E: KvElement, const N: usize>(
     let (even, odd) = mix.split_at_mut(width);
     let even = &mut even[column..].as_chunks_mut::<LANES>().0[..N];
     let odd = &mut odd[column..].as_chunks_mut::<LANES>().0[..N];
-    let mut sums: [[S::F; N]; 2] = [
-        std::array::from_fn(|i| s.load(&even[i])),
-        std::array::from_fn(|i| s.load(&odd[i])),
-    ];
+    let mut sums: [[S::F; N]; 2] =
+        [std::array::from_fn(|i| s.load(&even[i])), std::array::from_fn(|i| s.load(&odd[i]))];
     let mut add = |slot: usize, parity: usize| {
         let weight = s.splat(weights[slot]);
         let v = &v[slot * width + column..].as_chunks::<LANES>().0[..N];

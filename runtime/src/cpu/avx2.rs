@@ -208,8 +208,6 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn i4_to_f(self, sum: Self::I4) -> Self::F {
-        both(sum, |sum| unsafe {
-            _mm256_cvtepi32_ps(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)))
-        })
+        both(sum, |sum| unsafe { _mm256_cvtepi32_ps(_mm256_madd_epi16(sum, _mm256_set1_epi16(1))) })
     }
 }

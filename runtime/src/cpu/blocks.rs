@@ -70,8 +70,7 @@ impl Blocks for Q8<'_> {
         let (scales, _) = self.scales.as_chunks::<LANES>();
         let q: [&[[i8; q8::BYTES]]; G] =
             std::array::from_fn(|g| &q[(group + g) * blocks..][..blocks]);
-        let scales: [&[_]; G] =
-            std::array::from_fn(|g| &scales[(group + g) * blocks..][..blocks]);
+        let scales: [&[_]; G] = std::array::from_fn(|g| &scales[(group + g) * blocks..][..blocks]);
         let mut lanes = [[s.splat(0.0); G]; T];
         for b in 0..blocks {
             let mut sums = [[s.begin(0); G]; T];

@@ -202,7 +202,7 @@ impl Cell for f16 {
     fn from_f32(value: f32, _inverse: f32) -> f16 {
         // Not `f16::from_f32`, which the half crate compiles differently from machine to machine where a
         // number is none.
-        if value.is_nan() { f16::NAN } else { f16::from_f32_const(value) }
+        if value.is_nan() { f16::NAN } else { f16::from_f32(value) }
     }
 }
 
@@ -284,9 +284,8 @@ impl CpuCache {
     /// Bytes of all pages, and of those that are shared.
     pub(super) fn bytes(&self) -> (usize, usize) {
         fn bytes<E>(pages: &[Arc<Stored<E>>]) -> (usize, usize) {
-            let page = |page: &Stored<E>| {
-                size_of_val(&page.elements[..]) + size_of_val(&page.scales[..])
-            };
+            let page =
+                |page: &Stored<E>| size_of_val(&page.elements[..]) + size_of_val(&page.scales[..]);
             let all = pages.iter().map(|shared| page(shared)).sum();
             let shared = pages.iter().filter(|page| Arc::strong_count(page) > 1);
             (all, shared.map(|shared| page(shared)).sum())
@@ -349,7 +348,7 @@ impl CpuCache {
             let len = (PAGE - slot).min(last + 1 - pos);
             let slots = slot..slot + len;
             pages!(&self.pages, pages => {
-                visitor.visit(pages[page].page(layout, head), slots, pos as isize - slot as isize);
+                visitor.visit(pages[page].page(layout, head), slots, pos - slot);
             });
             pos += len;
         }
@@ -364,5 +363,5 @@ impl CpuCache {
 /// Does something with each page, whatever its elements are.
 pub(super) trait Visitor {
     /// The positions `slots` of a page whose first slot has, or would have, the position `start`.
-    fn visit<E: KvElement>(&mut self, page: Page<'_, E>, slots: Range<usize>, start: isize);
+    fn visit<E: KvElement>(&mut self, page: Page<'_, E>, slots: Range<usize>, start: usize);
 }

@@ -64,7 +64,9 @@ impl<const ADD: bool> Store<ADD> {
                     Self::one(out, product + bias);
                 }
             }
-            None => out.iter_mut().zip(products).for_each(|(out, product)| Self::one(out, *product)),
+            None => {
+                out.iter_mut().zip(products).for_each(|(out, product)| Self::one(out, *product))
+            }
         }
     }
 

@@ -4,6 +4,9 @@
 //! no result depends on the choice.
 #![allow(unsafe_code)]
 
+use std::ops::Range;
+
+use super::attention::{self, Bias, KvElement, Mixture, Page};
 use super::blocks::{self, Quantised};
 use super::columns::Columns;
 use super::products::{self, Rows, Weight};
@@ -95,11 +98,11 @@ impl Isa {
 /// rows of weights and activations of a block of float products, and G and T8 those of products of 8 bits;
 /// or `scalar` for the specification.
 macro_rules! kernel {
-    (@version $name:ident [$($e:ident)?] [$($arg:ident: $type:ty),*] $features:literal, $new:expr, $s:ident,
+    (@version $name:ident [$($e:ident: $bound:ident)?] [$($arg:ident: $type:ty),*] $features:literal, $new:expr, $s:ident,
      [$r:literal, $t:literal, $g:literal, $t8:literal], $simd:expr) => {
         #[target_feature(enable = $features)]
         #[allow(clippy::too_many_arguments)]
-        fn $name $(<$e: Weight>)? ($($arg: $type),*) {
+        fn $name $(<$e: $bound>)? ($($arg: $type),*) {
             #[allow(dead_code)]
             const R: usize = $r;
             #[allow(dead_code)]
@@ -114,21 +117,21 @@ macro_rules! kernel {
             $simd
         }
     };
-    ($(#[$doc:meta])* $name:ident $(<$e:ident>)? ($($arg:ident: $type:ty),* $(,)?),
+    ($(#[$doc:meta])* $name:ident $(<$e:ident: $bound:ident>)? ($($arg:ident: $type:ty),* $(,)?),
      scalar: $scalar:expr, $s:ident => $simd:expr) => {
-        kernel! { @whole [$(#[$doc])*] $name [$($e)?] [$($arg: $type),*] $scalar, $s, $simd }
+        kernel! { @whole [$(#[$doc])*] $name [$($e: $bound)?] [$($arg: $type),*] $scalar, $s, $simd }
     };
     // One body for every instruction set: the loop is so plain that it needs no other form.
     ($(#[$doc:meta])* $name:ident ($($arg:ident: $type:ty),* $(,)?), $body:expr) => {
         kernel! { @whole [$(#[$doc])*] $name [] [$($arg: $type),*] $body, _s, $body }
     };
-    (@whole [$(#[$doc:meta])*] $name:ident [$($e:ident)?] [$($arg:ident: $type:ty),*]
+    (@whole [$(#[$doc:meta])*] $name:ident [$($e:ident: $bound:ident)?] [$($arg:ident: $type:ty),*]
      $scalar:expr, $s:ident, $simd:expr) => {
         $(#[$doc])*
         #[allow(clippy::too_many_arguments)]
-        pub fn $name $(<$e: Weight>)? (isa: Isa, $($arg: $type),*) {
+        pub fn $name $(<$e: $bound>)? (isa: Isa, $($arg: $type),*) {
             #[allow(clippy::too_many_arguments)]
-            fn portable $(<$e: Weight>)? ($($arg: $type),*) {
+            fn portable $(<$e: $bound>)? ($($arg: $type),*) {
                 #[allow(dead_code)]
                 const R: usize = 2;
                 #[allow(dead_code)]
@@ -142,22 +145,22 @@ macro_rules! kernel {
                 $simd
             }
             #[cfg(target_arch = "x86_64")]
-            kernel! { @version avx2 [$($e)?] [$($arg: $type),*] "avx2,fma,f16c",
-                super::avx2::Avx2::new(), $s, [2, 3, 2, 4], $simd }
+            kernel! { @version avx2 [$($e: $bound)?] [$($arg: $type),*] "avx2,fma,f16c",
+                super::avx2::Avx2::new(), $s, [2, 3, 1, 4], $simd }
             #[cfg(target_arch = "x86_64")]
-            kernel! { @version avx512 [$($e)?] [$($arg: $type),*]
+            kernel! { @version avx512 [$($e: $bound)?] [$($arg: $type),*]
                 "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl",
                 super::avx512::Avx512::<false>::new(), $s, [4, 6, 2, 4], $simd }
             #[cfg(target_arch = "x86_64")]
-            kernel! { @version avx512_vnni [$($e)?] [$($arg: $type),*]
+            kernel! { @version avx512_vnni [$($e: $bound)?] [$($arg: $type),*]
                 "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni",
                 super::avx512::Avx512::<true>::new(), $s, [4, 6, 4, 8], $simd }
             #[cfg(target_arch = "aarch64")]
-            kernel! { @version neon [$($e)?] [$($arg: $type),*] "neon",
-                super::neon::Neon::<false>::new(), $s, [2, 3, 2, 4], $simd }
+            kernel! { @version neon [$($e: $bound)?] [$($arg: $type),*] "neon",
+                super::neon::Neon::<false>::new(), $s, [2, 3, 1, 2], $simd }
             #[cfg(target_arch = "aarch64")]
-            kernel! { @version neon_dot [$($e)?] [$($arg: $type),*] "neon,dotprod",
-                super::neon::Neon::<true>::new(), $s, [2, 3, 2, 4], $simd }
+            kernel! { @version neon_dot [$($e: $bound)?] [$($arg: $type),*] "neon,dotprod",
+                super::neon::Neon::<true>::new(), $s, [2, 3, 1, 3], $simd }
             match isa.0 {
                 Kind::Scalar => $scalar,
                 Kind::Portable => portable $(::<$e>)? ($($arg),*),
@@ -183,7 +186,7 @@ macro_rules! kernel {
 
 kernel! {
     /// [`scalar::matmul`]; adds for `add`. `panel` holds [`products::PANEL`] rows of weights.
-    matmul<E>(
+    matmul<E: Weight>(
         out: &mut Columns<'_>,
         add: bool,
         x: &[f32],
@@ -257,9 +260,16 @@ kernel! {
 }
 
 kernel! {
-    /// [`scalar::softmax`]
-    softmax(scores: &mut [f32]),
-    scalar::softmax(scores)
+    /// [`attention::scalar`]
+    attend<E: KvElement>(
+        mixture: &mut Mixture<'_>,
+        q: &[f32],
+        page: Page<'_, E>,
+        slots: Range<usize>,
+        bias: Bias,
+    ),
+    scalar: attention::scalar(mixture, q, page, slots, bias),
+    s => attention::page(s, mixture, q, page, slots, bias)
 }
 
 kernel! {
@@ -273,6 +283,12 @@ kernel! {
         subtract_mean: bool,
     ),
     scalar::norm(out, x, weight, bias, eps, subtract_mean)
+}
+
+kernel! {
+    /// [`scalar::norm`] without mean and bias, where the numbers lie.
+    norm_in_place(x: &mut [f32], weight: &[f32], eps: f32),
+    scalar::norm_in_place(x, weight, eps)
 }
 
 kernel! {

@@ -3,58 +3,132 @@
 //! | file | holds |
 //! |---|---|
 //! | [`scalar`] | the specification: every kernel as a plain loop, and the order of every sum |
-//! | [`kernels`] | the kernels that pay for a second form, blocked for SIMD |
+//! | [`simd`] | what kernels need of an instruction set; in plain Rust |
+//! | `avx2`, `avx512`, `neon` | the same with their instructions |
+//! | [`products`], [`blocks`] | products with float weights; with weights of 8 and 4 bits |
+//! | [`attention`] | one query over one page of keys and values |
 //! | [`dispatch`] | detection of the instruction set and one entry per kernel |
+//! | [`cache`] | keys and values of a session |
+//! | [`columns`], [`buffer`] | parts of a matrix for several threads; memory for activations |
+//! | [`threads`] | the threads |
+//! | `pass` | an operation of the model: what is computed where, by which thread |
 //!
-//! Weights stay in the mapped file in their element type; activations, keys and values are f32.
+//! Weights stay in the mapped file as they are there. Activations are f32, and integers of 8 bits where they
+//! meet weights of 8 or 4 bits. Every result has the same bits whatever the instruction set and the number
+//! of threads, for a row alone or among others.
 
+pub mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 pub mod blocks;
+pub mod buffer;
+pub mod cache;
 pub mod columns;
 pub mod dispatch;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod pass;
 pub mod products;
 pub mod scalar;
 pub mod simd;
+pub mod threads;
 
+pub use cache::{CpuCache, KvDtype};
 pub use dispatch::Isa;
+pub use pass::CpuPass;
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use crate::alloc::zeros;
 use crate::backend::{
-    Activations, AttentionShape, AttentionWeights, Backend, Embedding, FfnWeights, Head, Linear,
-    LogitRows, NormWeights, PassInputs, PassLimits, PassShape, PositionWeights, Span,
+    Activations, AttentionShape, AttentionWeights, Backend, Embedding, FfnWeights, Head, LogitRows,
+    PassInputs, PassLimits, PassShape, PositionWeights, Span,
 };
-use crate::error::Result;
-use crate::kv_cache::{KvShape, PAGE};
-use crate::weights::{Tensor, TensorData, Weights};
+use crate::error::{Error, Result};
+use crate::kv_cache::KvShape;
+use crate::weights::{Tensor, Weights};
+use buffer::Buffer;
+use threads::Pool;
 
-/// Runs the model on one thread of the CPU.
-#[derive(Clone, Debug)]
+/// Rows of one pass: enough that weights are read once for many of them, few enough for the caches.
+const PASS_ROWS: usize = 64;
+/// Most threads that are asked for.
+pub const MOST_THREADS: usize = 256;
+/// Bytes of weights that pay for one more thread.
+const BYTES_PER_THREAD: usize = 1 << 20;
+/// Threads that are started without being asked for: more only share the memory's bandwidth.
+const DEFAULT_THREADS: usize = 8;
+
+/// How the model runs on the CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CpuOptions {
+    /// Threads that work on one pass, the caller's included; 0 for as many as pay for the model's size.
+    /// Results do not depend on it.
+    pub threads: usize,
+    /// How keys and values are stored.
+    pub kv_dtype: KvDtype,
+    /// Multiplies bf16 weights by the processor's bf16 instructions where it has them (AVX512-BF16), which
+    /// round activations to bf16: faster, but no longer the same bits everywhere.
+    pub fast: bool,
+}
+
+/// Runs the model on the CPU.
+#[derive(Clone)]
 pub struct Cpu {
     isa: Isa,
+    options: CpuOptions,
+    /// Started when a model is loaded, whose size says how many threads pay.
+    pool: Arc<OnceLock<Pool>>,
 }
 
 impl Cpu {
-    /// With the best instruction set of this machine.
+    /// With the best instruction set of this machine and as many threads as pay.
     pub fn new() -> Cpu {
-        Cpu { isa: Isa::detect() }
+        Cpu::with_isa(Isa::detect())
     }
 
-    /// With a given one; the results are the same.
+    /// With a given instruction set; the results are the same.
     pub fn with_isa(isa: Isa) -> Cpu {
-        Cpu { isa }
+        Cpu { isa, options: CpuOptions::default(), pool: Arc::default() }
+    }
+
+    /// With options.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for more than [`MOST_THREADS`] threads.
+    pub fn with_options(options: CpuOptions) -> Result<Cpu> {
+        Cpu::new().and_options(options)
+    }
+
+    /// The same with other options, and threads of its own.
+    ///
+    /// # Errors
+    /// As [`Cpu::with_options`].
+    pub fn and_options(self, options: CpuOptions) -> Result<Cpu> {
+        if options.threads > MOST_THREADS {
+            return Err(Error::Argument {
+                name: "threads",
+                found: options.threads.to_string(),
+                expected: format!("0 to {MOST_THREADS}"),
+            });
+        }
+        Ok(Cpu { isa: self.isa, options, pool: Arc::default() })
     }
 
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
         self.isa
+    }
+
+    /// Threads that work on one pass of a loaded model.
+    pub fn threads(&self) -> usize {
+        self.pool.get().map_or(self.options.threads, Pool::threads)
+    }
+
+    fn pool(&self) -> &Pool {
+        self.pool.get_or_init(|| Pool::new(self.options.threads))
     }
 }
 
@@ -64,42 +138,51 @@ impl Default for Cpu {
     }
 }
 
-/// What differs from pass to pass.
-#[derive(Debug)]
-pub struct CpuPass {
-    tokens: Vec<u32>,    // (rows)
-    positions: Vec<u32>, // (rows), for tables, where positions are below max_seq_len
-    encoding: Vec<f32>,  // (rows, encoding)
-    logit_rows: LogitRows,
+impl std::fmt::Debug for Cpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Cpu({}, {:?})", self.isa.name(), self.options)
+    }
 }
 
-/// Keys and values of one session.
-#[derive(Debug)]
-pub struct CpuCache {
-    shape: KvShape,
-    /// Allocated when a position first reaches them, shared with forks until one of them writes.
-    /// Each: (n_layer, n_kv_head, 2, PAGE, head_dim)
-    pages: Vec<Arc<Vec<f32>>>,
-    /// Scores of one query over the window.
-    scores: Vec<f32>,
+/// As many threads as pay for a model that reads so many bytes for each token: none that would have less
+/// than its share, no more than the machine has cores for.
+fn default_threads(bytes: usize) -> usize {
+    let logical = std::thread::available_parallelism().map_or(1, usize::from);
+    // Two threads of one core share its registers' ports and its caches, and both are busy already.
+    let smt = std::fs::read_to_string("/sys/devices/system/cpu/smt/active");
+    let cores = if smt.is_ok_and(|smt| smt.trim() == "1") { logical.div_ceil(2) } else { logical };
+    (bytes / BYTES_PER_THREAD).clamp(1, cores.min(DEFAULT_THREADS))
 }
 
 impl Backend for Cpu {
     type Matrix = Tensor;
     type Vector = Vec<f32>;
-    type Buffer = Vec<f32>;
+    type Buffer = Buffer;
     type Cache = CpuCache;
     type Pass = CpuPass;
 
     fn describe(&self) -> String {
-        format!("cpu, {}, 1 thread", self.isa.name())
+        let threads = self.threads();
+        let s = if threads == 1 { "" } else { "s" };
+        let kv = match self.options.kv_dtype {
+            KvDtype::F32 => String::new(),
+            kv @ (KvDtype::F16 | KvDtype::Q8) => format!(", keys and values in {}", kv.name()),
+        };
+        let fast = if self.options.fast { ", fast" } else { "" };
+        format!("cpu, {}, {threads} thread{s}{kv}{fast}", self.isa.name())
     }
 
     fn limits(&self) -> PassLimits {
-        PassLimits { rows: 64, span_rows: 64, logit_rows: 64, bytes: 0 }
+        PassLimits { rows: PASS_ROWS, span_rows: PASS_ROWS, logit_rows: PASS_ROWS, bytes: 0 }
     }
 
-    fn check(&self, _weights: &Weights) -> Result<()> {
+    fn check(&self, weights: &Weights) -> Result<()> {
+        self.pool.get_or_init(|| {
+            Pool::new(match self.options.threads {
+                0 => default_threads(weights.n_bytes()),
+                threads => threads,
+            })
+        });
         Ok(())
     }
 
@@ -111,66 +194,32 @@ impl Backend for Cpu {
         Ok(values.to_vec())
     }
 
-    fn buffer(&self, rows: usize, width: usize) -> Result<Vec<f32>> {
-        zeros("activations", rows * width)
+    fn buffer(&self, rows: usize, width: usize) -> Result<Buffer> {
+        Buffer::zeros("activations", rows * width)
     }
 
     fn pass(&self, shape: &PassShape) -> Result<CpuPass> {
-        Ok(CpuPass {
-            tokens: Vec::with_capacity(shape.rows),
-            positions: Vec::with_capacity(shape.rows),
-            encoding: zeros("activations", shape.rows * shape.encoding)?,
-            logit_rows: LogitRows::Last,
-        })
+        CpuPass::new(shape, self.pool().threads())
     }
 
     fn cache(&self, shape: &KvShape) -> Result<CpuCache> {
-        Ok(CpuCache { shape: shape.clone(), pages: Vec::new(), scores: Vec::new() })
+        Ok(CpuCache::new(shape, self.options.kv_dtype))
     }
 
     fn reserve(&self, cache: &mut CpuCache, pos: usize, rows: usize) -> Result<()> {
-        let reached = pos.saturating_add(rows).min(cache.shape.slots);
-        while cache.pages.len() * PAGE < reached {
-            let page = zeros("keys and values", cache.shape.page_len())?;
-            cache.scores = zeros("attention scores", (cache.pages.len() + 1) * PAGE)?;
-            cache.pages.push(Arc::new(page));
-        }
-        // Here and not while storing, because here it may fail.
-        let n_pages = cache.shape.slots / PAGE;
-        for page in (pos / PAGE..pos.saturating_add(rows).div_ceil(PAGE)).take(n_pages) {
-            let page = &mut cache.pages[page % n_pages];
-            if Arc::get_mut(page).is_none() {
-                let mut own = zeros("keys and values", page.len())?;
-                own.copy_from_slice(page);
-                *page = Arc::new(own);
-            }
-        }
-        Ok(())
+        cache.reserve(pos, rows)
     }
 
     fn fork(&self, cache: &CpuCache) -> Result<CpuCache> {
-        Ok(CpuCache {
-            shape: cache.shape.clone(),
-            pages: cache.pages.clone(),
-            scores: zeros("attention scores", cache.scores.len())?,
-        })
+        Ok(cache.fork())
     }
 
     fn cache_bytes(&self, cache: &CpuCache) -> (usize, usize) {
-        let page = cache.shape.page_len() * size_of::<f32>();
-        let shared = cache.pages.iter().filter(|page| Arc::strong_count(page) > 1).count();
-        (cache.pages.len() * page, shared * page)
+        cache.bytes()
     }
 
     fn read_cache(&self, out: &mut [f32], cache: &CpuCache, positions: Range<usize>) -> Result<()> {
-        let shape = &cache.shape;
-        for (out, pos) in out.chunks_exact_mut(shape.position_len()).zip(positions) {
-            let (page, slot) = shape.locate(pos);
-            let rows = cache.pages[page].chunks_exact(PAGE * shape.head_dim);
-            for (out, rows) in out.chunks_exact_mut(shape.head_dim).zip(rows) {
-                out.copy_from_slice(&rows[slot * shape.head_dim..][..shape.head_dim]);
-            }
-        }
+        cache.read(out, positions);
         Ok(())
     }
 
@@ -180,15 +229,7 @@ impl Backend for Cpu {
         positions: Range<usize>,
         values: &[f32],
     ) -> Result<()> {
-        let shape = &cache.shape;
-        for (values, pos) in values.chunks_exact(shape.position_len()).zip(positions) {
-            let (page, slot) = shape.locate(pos);
-            let page = Arc::make_mut(&mut cache.pages[page]);
-            let rows = page.chunks_exact_mut(PAGE * shape.head_dim);
-            for (values, rows) in values.chunks_exact(shape.head_dim).zip(rows) {
-                rows[slot * shape.head_dim..][..shape.head_dim].copy_from_slice(values);
-            }
-        }
+        cache.write(positions, values);
         Ok(())
     }
 
@@ -198,30 +239,25 @@ impl Backend for Cpu {
         inputs: &PassInputs<'_>,
         spans: &[Span<'_, CpuCache>],
     ) -> Result<()> {
-        pass.tokens.clear();
-        pass.tokens.extend_from_slice(inputs.tokens);
-        pass.positions.clear();
-        let positions = spans.iter().flat_map(|span| span.pos..span.pos + span.rows);
-        // Only tables look at them, whose positions are below max_seq_len: there the cast is exact.
-        pass.positions.extend(positions.map(|pos| pos as u32));
-        pass.encoding[..inputs.encoding.len()].copy_from_slice(inputs.encoding);
-        pass.logit_rows = inputs.logit_rows;
+        pass.begin(inputs, spans);
         Ok(())
     }
 
     fn embed(&self, a: &mut Activations<Cpu>, weights: &Embedding<Cpu>) -> Result<()> {
-        let len = a.pass.tokens.len() * weights.tokens.shape()[1];
-        lookup(&mut a.x, &weights.tokens, &a.pass.tokens);
+        let rows = a.pass.tokens.len();
+        let len = rows * weights.tokens.shape()[1];
+        pass::lookup(&mut a.x, &weights.tokens, &a.pass.tokens);
         match &weights.position {
             PositionWeights::None => {}
-            PositionWeights::Encoding => add(&mut a.x, &a.pass.encoding, len),
+            PositionWeights::Encoding => pass::add(&mut a.x[..len], &a.pass.encoding),
             PositionWeights::Table(table) => {
-                lookup(&mut a.branch, table, &a.pass.positions);
-                add(&mut a.x, &a.branch, len);
+                pass::lookup(&mut a.branch, table, &a.pass.positions);
+                pass::add(&mut a.x[..len], &a.branch);
             }
             PositionWeights::Map(map) => {
-                self.linear(&mut a.branch, &a.pass.encoding, map, a.pass.tokens.len());
-                add(&mut a.x, &a.branch, len);
+                let encoding = std::mem::take(&mut a.pass.encoding);
+                self.linears(&mut a.pass, &encoding, rows, [(map, &mut a.x)], true);
+                a.pass.encoding = encoding;
             }
         }
         Ok(())
@@ -238,20 +274,16 @@ impl Backend for Cpu {
         let rows = a.pass.tokens.len();
         let (n_embd, kv_dim) = (shape.n_head * shape.head_dim, shape.n_kv_head * shape.head_dim);
         self.norm(&mut a.normed, &a.x, weights.norm.as_ref(), rows, n_embd);
-        self.linear(&mut a.q, &a.normed, &weights.q_proj, rows);
-        self.linear(&mut a.k, &a.normed, &weights.k_proj, rows);
-        self.linear(&mut a.v, &a.normed, &weights.v_proj, rows);
-        let (heads, kv_heads) = (rows * shape.n_head, rows * shape.n_kv_head);
-        self.norm_heads(&mut a.q, &mut a.branch, weights.q_norm.as_ref(), heads, shape.head_dim);
-        self.norm_heads(&mut a.k, &mut a.branch, weights.k_norm.as_ref(), kv_heads, shape.head_dim);
-        if shape.rotate {
-            self.rotate(&mut a.q[..rows * n_embd], &a.pass.encoding, n_embd, shape.head_dim);
-            self.rotate(&mut a.k[..rows * kv_dim], &a.pass.encoding, kv_dim, shape.head_dim);
-        }
+        let maps =
+            [(&weights.q_proj, &mut a.q), (&weights.k_proj, &mut a.k), (&weights.v_proj, &mut a.v)];
+        self.linears(&mut a.pass, &a.normed, rows, maps, false);
+        let encoding = if shape.rotate { &a.pass.encoding[..] } else { &[] };
+        self.heads(&mut a.q, weights.q_norm.as_ref(), encoding, rows, n_embd, shape.head_dim);
+        self.heads(&mut a.k, weights.k_norm.as_ref(), encoding, rows, kv_dim, shape.head_dim);
         let (mut k, mut v) = (a.k.chunks_exact(kv_dim), a.v.chunks_exact(kv_dim));
         for span in spans {
             for (pos, (k, v)) in (span.pos..).zip(k.by_ref().zip(v.by_ref()).take(span.rows)) {
-                store(span.cache, layer, pos, k, v);
+                span.cache.store(layer, pos, k, v);
             }
         }
         Ok(())
@@ -264,13 +296,7 @@ impl Backend for Cpu {
         shape: &AttentionShape,
         spans: &mut [Span<'_, CpuCache>],
     ) -> Result<()> {
-        let n_embd = shape.n_head * shape.head_dim;
-        let mut rows = a.mixed.chunks_exact_mut(n_embd).zip(a.q.chunks_exact(n_embd));
-        for span in spans {
-            for (pos, (out, q)) in (span.pos..).zip(rows.by_ref().take(span.rows)) {
-                attend(self.isa, out, q, span.cache, layer, pos, shape);
-            }
-        }
+        self.attend(&mut a.mixed, &a.q, &a.pass, layer, shape, spans);
         Ok(())
     }
 
@@ -280,29 +306,21 @@ impl Backend for Cpu {
         weights: &AttentionWeights<Cpu>,
     ) -> Result<()> {
         let rows = a.pass.tokens.len();
-        self.linear(&mut a.branch, &a.mixed, &weights.o_proj, rows);
-        add(&mut a.x, &a.branch, rows * weights.o_proj.weight.shape()[0]);
+        self.linears(&mut a.pass, &a.mixed, rows, [(&weights.o_proj, &mut a.x)], true);
         Ok(())
     }
 
     fn ffn(&self, a: &mut Activations<Cpu>, weights: &FfnWeights<Cpu>) -> Result<()> {
         let rows = a.pass.tokens.len();
-        let (ffn_dim, n_embd) =
-            (weights.up_proj.weight.shape()[0], weights.up_proj.weight.shape()[1]);
+        let n_embd = weights.up_proj.weight.shape()[1];
         self.norm(&mut a.normed, &a.x, weights.norm.as_ref(), rows, n_embd);
-        if let Some(gate_proj) = &weights.gate_proj {
-            self.linear(&mut a.gate, &a.normed, gate_proj, rows);
-        }
-        self.linear(&mut a.up, &a.normed, &weights.up_proj, rows);
-        let len = rows * ffn_dim;
-        dispatch::activate(self.isa, &mut a.up[..len], &a.gate[..len], weights.kind);
+        self.gated(&mut a.pass, &a.normed, rows, weights, &mut a.gate, &mut a.up);
         Ok(())
     }
 
     fn ffn_output(&self, a: &mut Activations<Cpu>, weights: &FfnWeights<Cpu>) -> Result<()> {
         let rows = a.pass.tokens.len();
-        self.linear(&mut a.branch, &a.up, &weights.down_proj, rows);
-        add(&mut a.x, &a.branch, rows * weights.down_proj.weight.shape()[0]);
+        self.linears(&mut a.pass, &a.up, rows, [(&weights.down_proj, &mut a.x)], true);
         Ok(())
     }
 
@@ -312,7 +330,7 @@ impl Backend for Cpu {
         head: &Head<Cpu>,
         spans: &[Span<'_, CpuCache>],
     ) -> Result<()> {
-        let n_embd = head.lm_head.weight.shape()[1];
+        let (vocab_size, n_embd) = (head.lm_head.weight.shape()[0], head.lm_head.weight.shape()[1]);
         let rows = match a.pass.logit_rows {
             LogitRows::All => a.pass.tokens.len(),
             LogitRows::Last => {
@@ -326,10 +344,9 @@ impl Backend for Cpu {
             }
         };
         self.norm(&mut a.normed, &a.x, head.norm.as_ref(), rows, n_embd);
-        self.linear(&mut a.logits, &a.normed, &head.lm_head, rows);
+        self.linears(&mut a.pass, &a.normed, rows, [(&head.lm_head, &mut a.logits)], false);
         if head.softcap != 0.0 {
-            let len = rows * head.lm_head.weight.shape()[0];
-            dispatch::softcap(self.isa, &mut a.logits[..len], head.softcap);
+            dispatch::softcap(self.isa, &mut a.logits[..rows * vocab_size], head.softcap);
         }
         Ok(())
     }
@@ -346,161 +363,4 @@ impl Backend for Cpu {
         hidden.copy_from_slice(&a.normed[from..from + hidden.len()]);
         Ok(())
     }
-}
-
-impl Cpu {
-    /// `out[t] = norm(x[t])` for `rows` rows; a plain copy without weights. Both (T, width).
-    fn norm(
-        &self,
-        out: &mut [f32],
-        x: &[f32],
-        weights: Option<&NormWeights<Vec<f32>>>,
-        rows: usize,
-        width: usize,
-    ) {
-        let (out, x) = (&mut out[..rows * width], &x[..rows * width]);
-        let Some(NormWeights { weight, bias, eps, subtract_mean }) = weights else {
-            out.copy_from_slice(x);
-            return;
-        };
-        for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-            dispatch::norm(self.isa, out, x, weight, bias.as_deref(), *eps, *subtract_mean);
-        }
-    }
-
-    /// Normalises `heads` heads where they lie; nothing without weights. `x`: (heads, head_dim);
-    /// `scratch` is at least as long.
-    fn norm_heads(
-        &self,
-        x: &mut [f32],
-        scratch: &mut [f32],
-        weights: Option<&NormWeights<Vec<f32>>>,
-        heads: usize,
-        head_dim: usize,
-    ) {
-        if weights.is_some() {
-            let len = heads * head_dim;
-            scratch[..len].copy_from_slice(&x[..len]);
-            self.norm(x, scratch, weights, heads, head_dim);
-        }
-    }
-
-    /// `out[t] = weight · x[t] + bias` for `rows` rows. `x`: (T, in_features), `out`: (T, out_features).
-    fn linear(&self, out: &mut [f32], x: &[f32], linear: &Linear<Cpu>, rows: usize) {
-        let (out_features, in_features) = (linear.weight.shape()[0], linear.weight.shape()[1]);
-        let out = &mut out[..rows * out_features];
-        let x = &x[..rows * in_features];
-        let bias = linear.bias.as_deref();
-        let mut panel = vec![0.0; 16 * in_features];
-        let mut out = columns::Columns::all(out, out_features);
-        match linear.weight.data() {
-            TensorData::F32(w) => dispatch::matmul(self.isa, &mut out, false, x, rows, products::Rows{w,bias,width:in_features}, &mut panel),
-            TensorData::F16(w) => dispatch::matmul(self.isa, &mut out, false, x, rows, products::Rows{w,bias,width:in_features}, &mut panel),
-            TensorData::Bf16(w) => dispatch::matmul(self.isa, &mut out, false, x, rows, products::Rows{w,bias,width:in_features}, &mut panel),
-        }
-    }
-
-    /// Rotates the pairs (i, i + head_dim/2) of each head of each row.
-    /// `x`: (T, width), `rotations`: (T, head_dim/2, 2) with cosine and sine.
-    fn rotate(&self, x: &mut [f32], rotations: &[f32], width: usize, head_dim: usize) {
-        for (row, rotation) in x.chunks_exact_mut(width).zip(rotations.chunks_exact(head_dim)) {
-            for head in row.chunks_exact_mut(head_dim) {
-                dispatch::rotate(self.isa, head, rotation);
-            }
-        }
-    }
-}
-
-/// `out[t] = table[ids[t]]`. `table`: (n, width), `out`: (T, width); every id is below n.
-fn lookup(out: &mut [f32], table: &Tensor, ids: &[u32]) {
-    fn rows<E: scalar::Element>(out: &mut [f32], table: &[E], ids: &[u32], width: usize) {
-        for (out, id) in out.chunks_exact_mut(width).zip(ids) {
-            let row = &table[*id as usize * width..][..width];
-            for (out, row) in out.iter_mut().zip(row) {
-                *out = row.to_f32();
-            }
-        }
-    }
-    let width = table.shape()[1];
-    match table.data() {
-        TensorData::F32(table) => rows(out, table, ids, width),
-        TensorData::F16(table) => rows(out, table, ids, width),
-        TensorData::Bf16(table) => rows(out, table, ids, width),
-    }
-}
-
-/// x += y for the first `len` numbers.
-fn add(x: &mut [f32], y: &[f32], len: usize) {
-    for (x, y) in x[..len].iter_mut().zip(&y[..len]) {
-        *x += y;
-    }
-}
-
-/// Puts the keys and values of one position into its slot. `k`, `v`: (n_kv_head, head_dim)
-fn store(cache: &mut CpuCache, layer: usize, pos: usize, k: &[f32], v: &[f32]) {
-    let shape = &cache.shape;
-    let (page, slot) = shape.locate(pos);
-    // `reserve` has made the page our own, so nothing is copied.
-    let page = Arc::make_mut(&mut cache.pages[page]);
-    let width = shape.head_dim;
-    for head in 0..shape.n_kv_head {
-        let from = head * width..(head + 1) * width;
-        page[shape.keys(layer, head) + slot * width..][..width].copy_from_slice(&k[from.clone()]);
-        page[shape.values(layer, head) + slot * width..][..width].copy_from_slice(&v[from]);
-    }
-}
-
-/// One query row over its window, head by head. `q`, `out`: (n_head, head_dim)
-fn attend(
-    isa: Isa,
-    out: &mut [f32],
-    q: &[f32],
-    cache: &mut CpuCache,
-    layer: usize,
-    pos: usize,
-    shape: &AttentionShape,
-) {
-    let width = shape.head_dim;
-    let group = shape.n_head / shape.n_kv_head;
-    let scale = 1.0 / (width as f32).sqrt();
-    let first = (pos + 1).saturating_sub(shape.window);
-    let CpuCache { shape: kv, pages, scores } = cache;
-    let scores = &mut scores[..pos + 1 - first];
-    for (head, (out, q)) in out.chunks_exact_mut(width).zip(q.chunks_exact(width)).enumerate() {
-        let (keys, values) = (kv.keys(layer, head / group), kv.values(layer, head / group));
-        for run in runs(kv, first, pos) {
-            let k = &pages[run.page][keys + run.slot * width..][..run.len * width];
-            let scores = &mut scores[run.pos - first..][..run.len];
-            scalar::score(scores, q, k, scale, shape.slopes[head], pos - run.pos);
-        }
-        dispatch::softmax(isa, scores);
-        out.fill(0.0);
-        for run in runs(kv, first, pos) {
-            let v = &pages[run.page][values + run.slot * width..][..run.len * width];
-            scalar::mix(out, &scores[run.pos - first..][..run.len], v);
-        }
-    }
-}
-
-/// Positions that lie together in one page.
-struct Run {
-    page: usize,
-    slot: usize,
-    pos: usize,
-    len: usize,
-}
-
-/// The positions `first..=last` in order, page by page.
-fn runs(shape: &KvShape, first: usize, last: usize) -> impl Iterator<Item = Run> + use<'_> {
-    let mut pos = first;
-    std::iter::from_fn(move || {
-        if pos > last {
-            return None;
-        }
-        let (page, slot) = shape.locate(pos);
-        let len = (PAGE - slot).min(last + 1 - pos);
-        let run = Run { page, slot, pos, len };
-        pos += len;
-        Some(run)
-    })
 }

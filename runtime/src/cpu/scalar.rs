@@ -142,7 +142,8 @@ pub fn matmul_q8<const ADD: bool>(
             let mut sum = 0.0f32;
             for (b, (q, x)) in q.iter().zip(scales).enumerate() {
                 let (w, scale) = w.block(first + i, b);
-                let product: i32 = w.iter().zip(q).map(|(w, x)| i32::from(*w) * i32::from(*x)).sum();
+                let product: i32 =
+                    w.iter().zip(q).map(|(w, x)| i32::from(*w) * i32::from(*x)).sum();
                 sum = (product as f32).mul_add(scale.to_f32() * x.scale, sum);
             }
             let bias = bias.map(|bias| &bias[i..][..1]);
@@ -167,7 +168,8 @@ pub fn matmul_q4<const ADD: bool>(
             let mut sum = 0.0f32;
             for (b, (q, x)) in q.iter().zip(scales).enumerate() {
                 let (w, scale, minimum) = w.block(first + i, b);
-                let product: i32 = w.iter().zip(q).map(|(w, x)| i32::from(*w) * i32::from(*x)).sum();
+                let product: i32 =
+                    w.iter().zip(q).map(|(w, x)| i32::from(*w) * i32::from(*x)).sum();
                 sum = (product as f32).mul_add(scale.to_f32() * x.scale, sum);
                 sum = minimum.to_f32().mul_add(x.scale * x.sum as f32, sum);
             }
@@ -203,6 +205,16 @@ pub fn norm(
                 *out = (x - mean) * scale * weight;
             }
         }
+    }
+}
+
+/// As [`norm`] without mean and bias, where the numbers lie.
+#[inline(always)]
+pub fn norm_in_place(x: &mut [f32], weight: &[f32], eps: f32) {
+    let variance = sum(x, |x| x * x) / x.len() as f32;
+    let scale = 1.0 / (variance + eps).sqrt();
+    for (x, weight) in x.iter_mut().zip(weight) {
+        *x = *x * scale * weight;
     }
 }
 

@@ -142,7 +142,10 @@ impl Shared {
         if let Err(panic) = result {
             resume_unwind(panic);
         }
-        assert!(!self.panicked.swap(false, Ordering::Relaxed), "a part of an operation has panicked");
+        assert!(
+            !self.panicked.swap(false, Ordering::Relaxed),
+            "a part of an operation has panicked"
+        );
     }
 
     /// What thread `i` does all its life.
@@ -197,9 +200,7 @@ impl Part {
     /// Takes the part of a job, unless somebody else has it or it is over.
     fn claim(&self, epoch: usize) -> bool {
         let before = epoch.wrapping_sub(1);
-        self.claimed
-            .compare_exchange(before, epoch, Ordering::AcqRel, Ordering::Relaxed)
-            .is_ok()
+        self.claimed.compare_exchange(before, epoch, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
     /// Waits until the part of a job is done.

@@ -292,7 +292,8 @@ pub struct Kernels {
 
 fn of(functions: &[Function; 3], dtype: Dtype) -> Function {
     match dtype {
-        Dtype::F32 => functions[0],
+        // Blocks become f32 when they are brought to the device.
+        Dtype::F32 | Dtype::Q8 | Dtype::Q4 => functions[0],
         Dtype::F16 => functions[1],
         Dtype::Bf16 => functions[2],
     }

@@ -250,6 +250,15 @@ impl Cuda {
     }
 }
 
+/// The element type that a matrix has on the device, and its size. There are no kernels for blocks yet,
+/// so those become f32, which has each of their numbers.
+fn on_device(tensor: &Tensor) -> (Dtype, usize) {
+    match tensor.dtype() {
+        Dtype::F32 | Dtype::Q8 | Dtype::Q4 => (Dtype::F32, 4),
+        dtype @ (Dtype::F16 | Dtype::Bf16) => (dtype, 2),
+    }
+}
+
 /// A matrix of a [`LinearArgs`].
 fn matrix(linear: &Linear<Cuda>) -> LinearMatrix {
     LinearMatrix {
@@ -305,7 +314,8 @@ impl Backend for Cuda {
         // One kernel reads several matrices.
         let mut matrices = weights.tensors().filter(|(_, tensor)| tensor.shape().len() == 2);
         if let Some((first_name, first)) = matrices.next()
-            && let Some((name, other)) = matrices.find(|(_, other)| other.dtype() != first.dtype())
+            && let Some((name, other)) =
+                matrices.find(|(_, other)| on_device(other) != on_device(first))
         {
             let found = format!(
                 "{first_name} in {}, {name} in {}",
@@ -319,10 +329,14 @@ impl Backend for Cuda {
 
     fn matrix(&self, tensor: &Tensor) -> Result<CudaMatrix> {
         let (rows, columns) = (tensor.shape()[0], tensor.shape()[1]);
-        let dtype = tensor.dtype();
-        let (width, pitch) = (columns * dtype.size(), ld(columns) * dtype.size());
+        let (dtype, size) = on_device(tensor);
+        let (width, pitch) = (columns * size, ld(columns) * size);
         let memory = Memory::zeros(&self.context, "weights in GPU memory", rows * pitch)?;
-        memory.write_rows(0, tensor.bytes(), width, pitch)?;
+        if tensor.dtype() == dtype {
+            memory.write_rows(0, tensor.bytes(), width, pitch)?;
+        } else {
+            memory.write_rows(0, memory::bytes_of(&tensor.to_f32()?), width, pitch)?;
+        }
         Ok(CudaMatrix { memory: Arc::new(memory), dtype, rows, columns })
     }
 

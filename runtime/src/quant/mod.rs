@@ -46,3 +46,32 @@ impl Blocks {
         self.len() == 0
     }
 }
+
+/// A block's weights, with zeros behind the last column.
+fn padded(weights: &[f32]) -> [f32; BLOCK] {
+    let mut block = [0.0; BLOCK];
+    block[..weights.len()].copy_from_slice(weights);
+    block
+}
+
+/// Rounds to the nearest integer, to the even one of two. For |x| below 2^22 a plain addition does it,
+/// on every machine and many numbers at a time: the last bit of a number about 1.5 * 2^23 is 1.
+fn round(x: f32) -> i32 {
+    const LARGE: f32 = 12_582_912.0;
+    (x + LARGE).to_bits() as i32 - LARGE.to_bits() as i32
+}
+
+/// Calls `read` for each block of a row that `out` has room for, from column `from` on: with its number
+/// in the row, for all its columns. Those that were asked for are in `out` then.
+fn row_blocks(from: usize, out: &mut [f32], read: &mut dyn FnMut(usize, &mut [f32; BLOCK])) {
+    let mut block = [0.0; BLOCK];
+    let (mut column, mut rest) = (from, out);
+    while !rest.is_empty() {
+        read(column / BLOCK, &mut block);
+        let part = &block[column % BLOCK..];
+        let out;
+        (out, rest) = rest.split_at_mut(part.len().min(rest.len()));
+        out.copy_from_slice(&part[..out.len()]);
+        column += out.len();
+    }
+}

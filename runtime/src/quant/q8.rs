@@ -3,7 +3,7 @@
 
 use half::f16;
 
-use super::{BLOCK, Blocks, PIECE, ROWS};
+use super::{BLOCK, Blocks, PIECE, ROWS, padded, round, row_blocks};
 
 /// Bytes of the blocks of one group of rows: (BLOCK / PIECE, ROWS, PIECE).
 pub const BYTES: usize = ROWS * BLOCK;
@@ -30,13 +30,15 @@ impl Q8<'_> {
 
     /// Writes the weights of a row from column `from` on.
     pub fn read_row(&self, row: usize, from: usize, out: &mut [f32]) {
-        let blocks = self.columns.div_ceil(BLOCK);
-        for (column, out) in (from..).zip(out) {
-            let block = row / ROWS * blocks + column / BLOCK;
-            let (piece, lane) = (column % BLOCK / PIECE, row % ROWS);
-            let q = self.q[block * BYTES + (piece * ROWS + lane) * PIECE + column % PIECE];
-            *out = self.scales[block * ROWS + lane].to_f32() * f32::from(q);
-        }
+        let (blocks, lane) = (self.columns.div_ceil(BLOCK), row % ROWS);
+        row_blocks(from, out, &mut |block, out| {
+            let block = row / ROWS * blocks + block;
+            let scale = self.scales[block * ROWS + lane].to_f32();
+            let pieces = self.q[block * BYTES..][..BYTES].chunks_exact(PIECE).skip(lane);
+            for (out, q) in out.chunks_exact_mut(PIECE).zip(pieces.step_by(ROWS)) {
+                out.iter_mut().zip(q).for_each(|(out, q)| *out = scale * f32::from(*q));
+            }
+        });
     }
 }
 
@@ -45,21 +47,25 @@ impl Q8<'_> {
 pub fn write_row(row: &[f32], lane: usize, q: &mut [i8], scales: &mut [f16]) -> Option<f32> {
     debug_assert_eq!(scales.len(), Blocks::new(1, row.len()).blocks * ROWS);
     let mut refused = None;
-    for (block, weights) in row.chunks(BLOCK).enumerate() {
-        let max = weights.iter().fold(0.0f32, |max, w| max.max(w.abs()));
+    let places = q.chunks_exact_mut(BYTES).zip(scales.chunks_exact_mut(ROWS));
+    for (weights, (q, scales)) in row.chunks(BLOCK).zip(places) {
+        let w = padded(weights);
+        // Bits of positive numbers have the order of the numbers; infinity and NaN are above all.
+        let max = f32::from_bits(w.iter().fold(0, |max, w| max.max(w.abs().to_bits())));
         let scale = f16::from_f32(max / 127.0);
-        scales[block * ROWS + lane] = scale;
-        if let Some(wrong) = weights.iter().find(|w| !w.is_finite()) {
-            refused = Some(*wrong);
+        scales[lane] = scale;
+        if !max.is_finite() {
+            refused = weights.iter().copied().find(|w| !w.is_finite());
         } else if scale.is_infinite() {
             refused = Some(max);
         }
         let inverse = if scale == f16::ZERO { 0.0 } else { 1.0 / scale.to_f32() };
-        for (column, w) in weights.iter().enumerate() {
-            let (piece, rest) = (column / PIECE, column % PIECE);
-            // The scale was rounded, so the largest weight can lie just above 127 of them.
-            let rounded = (w * inverse).round_ties_even().clamp(-127.0, 127.0);
-            q[block * BYTES + (piece * ROWS + lane) * PIECE + rest] = rounded as i8;
+        // The scale was rounded, so the largest weight can lie just above 127 of them.
+        let quants = w.map(|w| round((w * inverse).clamp(-127.0, 127.0)) as i8);
+        for (q, quants) in
+            q[lane * PIECE..].chunks_mut(ROWS * PIECE).zip(quants.chunks_exact(PIECE))
+        {
+            q[..PIECE].copy_from_slice(quants);
         }
     }
     refused

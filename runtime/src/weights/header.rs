@@ -1,17 +1,18 @@
 //! The header of a model file, which nobody vouches for: everything that it says is checked here.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype as FileDtype, Metadata};
+use safetensors::tensor::{Dtype as FileDtype, Metadata, TensorInfo};
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
-use super::memory::{Bytes, Tensor};
+use super::memory::{Bytes, Place, Tensor};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
-use crate::format::{self, Dtype, TensorSpec};
+use crate::format::{self, Dtype, Part, SCALE_SUFFIX, TensorSpec};
 
 pub(super) fn damaged(what: &str, found: impl Into<String>, expected: String) -> Error {
     Error::Format { what: what.to_owned(), found: found.into(), expected }
@@ -94,42 +95,113 @@ pub(super) fn check_tensors(
             format!("no more layers than the file's {} tensors make", infos.len()),
         ));
     }
-    let specs = format::tensor_specs(config);
     let mut tensors = BTreeMap::new();
-    for TensorSpec { name, shape } in specs {
-        let Some(info) = infos.get(&name) else {
-            return Err(damaged(&name, "nothing", format!("a tensor of shape {shape:?}")));
+    let mut n_parts = 0;
+    for spec in format::tensor_specs(config) {
+        let found = infos.get(&spec.name).map(|info| info.dtype);
+        let dtype = element_type(&spec, found)?;
+        let stored = dtype.stored(&spec.shape);
+        let part = |name: &str, part: &Part| check_part(bytes, data_start, &infos, name, part);
+        let values = part(&spec.name, &stored.values)?;
+        let scales = match &stored.scales {
+            Some(scales) => part(&format!("{}{SCALE_SUFFIX}", spec.name), scales)?,
+            None => 0..0,
         };
-        if info.shape != shape {
-            return Err(damaged(
-                &name,
-                format!("shape {:?}", info.shape),
-                format!("{shape:?} from the configuration in the file"),
-            ));
-        }
-        // The list of element types is safetensors' own; we take three of them.
-        #[allow(clippy::wildcard_enum_match_arm)]
-        let dtype = match info.dtype {
-            FileDtype::F32 => Dtype::F32,
-            FileDtype::F16 => Dtype::F16,
-            FileDtype::BF16 => Dtype::Bf16,
-            other => return Err(damaged(&name, other.to_string(), "F32, F16 or BF16".to_owned())),
-        };
-        // `read_metadata` has checked that offsets lie within the file and agree with shape and
-        // element type, so neither this sum nor the product of the shape overflows.
-        let offset = data_start + info.data_offsets.0;
-        let address = bytes.get().as_ptr() as usize + offset;
-        if !address.is_multiple_of(dtype.size()) {
-            return Err(damaged(
-                &name,
-                format!("data at byte {offset}"),
-                format!("a multiple of {}", dtype.size()),
-            ));
-        }
-        tensors.insert(name, Tensor::new(Arc::clone(bytes), offset, shape, dtype));
+        n_parts += 1 + usize::from(stored.scales.is_some());
+        let TensorSpec { name, shape } = spec;
+        let tensor = Tensor::new(Arc::clone(bytes), Place { values, scales }, shape, dtype);
+        tensors.insert(name, tensor);
     }
-    if let Some(name) = infos.keys().find(|name| !tensors.contains_key(*name)) {
-        return Err(damaged(name, "it", "no such tensor in this configuration".to_owned()));
+    if n_parts < infos.len()
+        && let Some((name, expected)) = infos.keys().find_map(|name| superfluous(name, &tensors))
+    {
+        return Err(damaged(name, "it", expected.to_owned()));
     }
     Ok(tensors)
+}
+
+/// The element type of a tensor, by what the header says that its numbers are.
+fn element_type(spec: &TensorSpec, found: Option<FileDtype>) -> Result<Dtype> {
+    let Some(found) = found else {
+        return Err(damaged(&spec.name, "nothing", format!("a tensor of shape {:?}", spec.shape)));
+    };
+    // The list of element types is safetensors' own; we take five of them.
+    #[allow(clippy::wildcard_enum_match_arm)]
+    match found {
+        FileDtype::F32 => Ok(Dtype::F32),
+        FileDtype::F16 => Ok(Dtype::F16),
+        FileDtype::BF16 => Ok(Dtype::Bf16),
+        FileDtype::I8 if spec.is_quantisable() => Ok(Dtype::Q8),
+        FileDtype::U8 if spec.is_quantisable() => Ok(Dtype::Q4),
+        other => {
+            let blocks = if spec.is_quantisable() { ", or I8 or U8 in blocks" } else { "" };
+            let expected = format!("F32, F16 or BF16{blocks}");
+            Err(damaged(&spec.name, other.to_string(), expected))
+        }
+    }
+}
+
+/// Checks type, shape and alignment of one tensor of the header; returns where it lies.
+fn check_part(
+    bytes: &Bytes,
+    data_start: usize,
+    infos: &HashMap<String, &TensorInfo>,
+    name: &str,
+    part: &Part,
+) -> Result<Range<usize>> {
+    let Some(info) = infos.get(name) else {
+        let expected = format!("a tensor of type {} and shape {:?}", part.dtype, part.shape);
+        return Err(damaged(name, "nothing", expected));
+    };
+    if info.shape != part.shape {
+        return Err(damaged(
+            name,
+            format!("shape {:?}", info.shape),
+            format!("{:?} from the configuration in the file", part.shape),
+        ));
+    }
+    if info.dtype != part.dtype {
+        return Err(damaged(name, info.dtype.to_string(), part.dtype.to_string()));
+    }
+    // `read_metadata` has checked that offsets lie within the file and agree with shape and
+    // element type, so neither these sums nor the product of the shape overflow.
+    let (start, end) = info.data_offsets;
+    let place = data_start + start..data_start + end;
+    let address = bytes.get().as_ptr() as usize + place.start;
+    if !address.is_multiple_of(part.alignment()) {
+        return Err(damaged(
+            name,
+            format!("data at byte {}", place.start),
+            format!("a multiple of {}", part.alignment()),
+        ));
+    }
+    Ok(place)
+}
+
+/// What is wrong with a name that no tensor of the configuration accounts for.
+fn superfluous<'a>(
+    name: &'a str,
+    tensors: &BTreeMap<String, Tensor>,
+) -> Option<(&'a str, &'static str)> {
+    if tensors.contains_key(name) {
+        return None;
+    }
+    match name.strip_suffix(SCALE_SUFFIX).and_then(|weight| tensors.get(weight)) {
+        Some(weight) if weight.dtype().is_quantised() => None,
+        Some(_) => Some((name, "no scales of a tensor that is not in blocks")),
+        None => Some((name, "no such tensor in this configuration")),
+    }
+}
+
+/// Programs that know only earlier versions would take blocks for something else.
+pub(super) fn check_version(version: &str, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+    let quantised = tensors.iter().find(|(_, tensor)| tensor.dtype().is_quantised());
+    match quantised {
+        Some((name, tensor)) if version < "3" => Err(damaged(
+            "metadata key format_version",
+            format!("{version:?}"),
+            format!("\"3\" with tensors in blocks, as {name} in {}", tensor.dtype().name()),
+        )),
+        Some(_) | None => Ok(()),
+    }
 }

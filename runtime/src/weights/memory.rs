@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::fs::File;
+use std::ops::Range;
 use std::sync::Arc;
 
 use half::{bf16, f16};
@@ -13,6 +14,8 @@ use memmap2::Mmap;
 use crate::alloc::{reserve, zeros};
 use crate::error::Result;
 use crate::format::Dtype;
+use crate::quant::q4::Q4;
+use crate::quant::q8::Q8;
 
 #[cfg(target_endian = "big")]
 compile_error!("model files are little-endian and are used where they lie");
@@ -24,10 +27,18 @@ pub type Owner = Box<dyn AsRef<[u8]> + Send + Sync>;
 #[derive(Clone)]
 pub struct Tensor {
     bytes: Arc<Bytes>,
-    offset: usize,
+    place: Place,
     len: usize,
     shape: Vec<usize>,
     dtype: Dtype,
+}
+
+/// Where a tensor lies in the bytes.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub values: Range<usize>,
+    /// Empty for what has no scales.
+    pub scales: Range<usize>,
 }
 
 /// The numbers of a tensor, where they lie.
@@ -39,13 +50,17 @@ pub enum TensorData<'a> {
     F16(&'a [f16]),
     /// Upper halves of singles.
     Bf16(&'a [bf16]),
+    /// Blocks of 8 bits, rows interleaved.
+    Q8(Q8<'a>),
+    /// Blocks of 4 bits, rows interleaved.
+    Q4(Q4<'a>),
 }
 
 impl Tensor {
-    /// The caller has checked that `bytes` reach to the end of the tensor.
-    pub(super) fn new(bytes: Arc<Bytes>, offset: usize, shape: Vec<usize>, dtype: Dtype) -> Tensor {
+    /// The caller has checked that the place lies within `bytes` and is as large as the shape makes it.
+    pub(super) fn new(bytes: Arc<Bytes>, place: Place, shape: Vec<usize>, dtype: Dtype) -> Tensor {
         let len = shape.iter().product();
-        Tensor { bytes, offset, len, shape, dtype }
+        Tensor { bytes, place, len, shape, dtype }
     }
 
     /// Outermost dimension first.
@@ -65,7 +80,7 @@ impl Tensor {
 
     /// Where it begins in the memory that it lies in.
     pub(super) fn offset(&self) -> usize {
-        self.offset
+        self.place.values.start
     }
 
     /// Element type.
@@ -73,24 +88,33 @@ impl Tensor {
         self.dtype
     }
 
-    /// The elements as they lie there, little-endian.
+    /// The elements as they lie there, little-endian; without the scales of blocks.
     pub(crate) fn bytes(&self) -> &[u8] {
-        &self.bytes.get()[self.offset..][..self.len * self.dtype.size()]
+        &self.bytes.get()[self.place.values.clone()]
     }
 
-    /// The elements in row order, borrowed from where they lie.
+    /// The scales of blocks as they lie there; else nothing.
+    pub(crate) fn scale_bytes(&self) -> &[u8] {
+        &self.bytes.get()[self.place.scales.clone()]
+    }
+
+    /// Columns of a matrix, elements of a vector.
+    pub(super) fn columns(&self) -> usize {
+        self.shape.last().copied().unwrap_or(1)
+    }
+
+    /// The elements, borrowed from where they lie: in row order, or in blocks.
     pub fn data(&self) -> TensorData<'_> {
-        let start = self.bytes().as_ptr();
-        // Loading has checked this too; here it holds even for an owner that moves its memory.
-        assert!((start as usize).is_multiple_of(self.dtype.size()), "the tensor has moved");
-        // SAFETY: the slice above covers `len` elements and its alignment has just been checked;
-        // every bit pattern is a valid f32, f16 and bf16; the bytes live as long as `self`.
-        unsafe {
-            match self.dtype {
-                Dtype::F32 => TensorData::F32(std::slice::from_raw_parts(start.cast(), self.len)),
-                Dtype::F16 => TensorData::F16(std::slice::from_raw_parts(start.cast(), self.len)),
-                Dtype::Bf16 => TensorData::Bf16(std::slice::from_raw_parts(start.cast(), self.len)),
+        let (values, scales) = (self.bytes(), self.scale_bytes());
+        let columns = self.columns();
+        match self.dtype {
+            Dtype::F32 => TensorData::F32(numbers(values)),
+            Dtype::F16 => TensorData::F16(numbers(values)),
+            Dtype::Bf16 => TensorData::Bf16(numbers(values)),
+            Dtype::Q8 => {
+                TensorData::Q8(Q8 { q: numbers(values), scales: numbers(scales), columns })
             }
+            Dtype::Q4 => TensorData::Q4(Q4 { q: values, scales: numbers(scales), columns }),
         }
     }
 
@@ -113,7 +137,46 @@ impl Tensor {
             TensorData::F32(data) => read(out, &data[from..], |value| value),
             TensorData::F16(data) => read(out, &data[from..], f16::to_f32),
             TensorData::Bf16(data) => read(out, &data[from..], bf16::to_f32),
+            TensorData::Q8(data) => by_rows(self.columns(), from, out, &mut |row, from, out| {
+                data.read_row(row, from, out);
+            }),
+            TensorData::Q4(data) => by_rows(self.columns(), from, out, &mut |row, from, out| {
+                data.read_row(row, from, out);
+            }),
         }
+    }
+}
+
+/// A type that any bytes are a value of.
+trait Number {}
+impl Number for i8 {}
+impl Number for f16 {}
+impl Number for bf16 {}
+impl Number for f32 {}
+
+/// Bytes as the numbers that they are.
+fn numbers<E: Number>(bytes: &[u8]) -> &[E] {
+    let start = bytes.as_ptr();
+    // Loading has checked this too; here it holds even for an owner that moves its memory.
+    assert!((start as usize).is_multiple_of(align_of::<E>()), "the tensor has moved");
+    // SAFETY: the slice covers the elements and its alignment has just been checked; every bit pattern
+    // is a valid `Number`; the bytes live as long as the result.
+    unsafe { std::slice::from_raw_parts(start.cast(), bytes.len() / size_of::<E>()) }
+}
+
+/// Calls `read` with row, first column and place for each piece of a row that `out` has room for, from
+/// element `from` of the matrix on.
+fn by_rows(
+    columns: usize,
+    from: usize,
+    out: &mut [f32],
+    read: &mut dyn FnMut(usize, usize, &mut [f32]),
+) {
+    let first = out.len().min(columns - from % columns);
+    let (first, rest) = out.split_at_mut(first);
+    read(from / columns, from % columns, first);
+    for (row, out) in (from / columns + 1..).zip(rest.chunks_mut(columns)) {
+        read(row, 0, out);
     }
 }
 

@@ -18,16 +18,17 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use half::{bf16, f16};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::alloc::zeros;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
-use crate::format::{self, ALIGNMENT, Dtype};
+use crate::format::{
+    self, ALIGNMENT, Dtype, Encoded, Part, TensorSpec, Unit, encode, refused, write_tensors,
+};
 use crate::tokenizer::Tokenizer;
 use header::damaged;
-use memory::{AlignedBytes, Bytes};
+use memory::{AlignedBytes, Bytes, Place};
 pub use memory::{Owner, Tensor, TensorData};
 
 /// Bytes that are read or copied, or elements that are converted, between two reports of progress.
@@ -148,10 +149,11 @@ impl Weights {
     }
 
     /// The same model with every tensor in another element type, rounded to nearest even, in memory
-    /// of our own.
+    /// of our own. Which of them [`Dtype::Q8`] and [`Dtype::Q4`] have in blocks is in
+    /// `runtime/FORMAT.md`.
     ///
     /// # Errors
-    /// [`Error::Argument`] for a number that is too large for the type; no memory;
+    /// [`Error::Argument`] for a number that the type cannot hold; no memory;
     /// [`Error::Cancelled`].
     pub fn convert(&self, dtype: Dtype, progress: Progress<'_>) -> Result<Weights> {
         let options = LoadOptions { dtype: Some(dtype), ..LoadOptions::default() };
@@ -165,6 +167,34 @@ impl Weights {
             tensors,
             fingerprint: OnceLock::new(),
         })))
+    }
+
+    /// Writes the model as one file with every tensor in another element type, one tensor at a time,
+    /// and all its metadata. Tensors that have the type already are copied as they are. The file appears
+    /// when it is complete, as with [`format::write_model`].
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a number that the type cannot hold; no memory for a tensor; any failure to
+    /// write. A file that was there before is then as it was.
+    pub fn write(&self, path: &Path, dtype: Dtype) -> Result<()> {
+        let config = self.config();
+        let own = config.to_metadata();
+        let is_own = |key: &str| {
+            ["format", "format_version", "tokenizer"].contains(&key)
+                || own.iter().any(|(name, _)| *name == key)
+        };
+        let extra = self.metadata().iter().filter(|(key, _)| !is_own(key));
+        let extra: Vec<_> = extra.map(|(key, value)| (key.clone(), value.clone())).collect();
+        write_tensors(path, config, self.tokenizer(), &extra, dtype, &mut |spec, dtype| {
+            let Some(tensor) = self.0.tensors.get(&spec.name) else {
+                return Err(damaged(&spec.name, "nothing", "a tensor of this name".to_owned()));
+            };
+            if tensor.dtype() == dtype {
+                let (values, scales) = (tensor.bytes().into(), tensor.scale_bytes().into());
+                return Ok(Encoded { values, scales });
+            }
+            Encoded::new(&tensor.to_f32()?, spec, dtype)
+        })
     }
 
     /// Shape and kind of the model.
@@ -182,14 +212,15 @@ impl Weights {
         &self.0.metadata
     }
 
-    /// Elements of all tensors together.
+    /// Elements of all tensors together, without scales and padding of blocks.
     pub fn n_params(&self) -> usize {
         self.0.tensors.values().map(Tensor::len).sum()
     }
 
-    /// Bytes of all tensors together.
+    /// Bytes of all tensors together, scales and padding of blocks included.
     pub fn n_bytes(&self) -> usize {
-        self.0.tensors.values().map(|tensor| tensor.bytes().len()).sum()
+        let bytes = |tensor: &Tensor| tensor.bytes().len() + tensor.scale_bytes().len();
+        self.0.tensors.values().map(bytes).sum()
     }
 
     /// Every tensor with its name, in the order of the names.
@@ -234,6 +265,8 @@ impl Contents {
             header.metadata().clone().unwrap_or_default().into_iter().collect();
         let config = format::config_from_metadata(&metadata)?;
         let tensors = header::check_tensors(bytes, data_start, &header, &config)?;
+        let version = metadata.get("format_version").map_or("", String::as_str);
+        header::check_version(version, &tensors)?;
         let tokenizer = metadata.get("tokenizer").ok_or_else(|| {
             damaged("metadata key tokenizer", "nothing", "the vocabulary as JSON".to_owned())
         })?;
@@ -262,7 +295,7 @@ impl Contents {
             self.config.max_seq_len = max_seq_len;
         }
         if let Some(dtype) = options.dtype
-            && self.tensors.values().any(|tensor| tensor.dtype() != dtype)
+            && self.tensors.iter().any(|(name, t)| t.dtype() != target(name, t, dtype))
         {
             self.tensors = convert(&self.tensors, dtype, &mut steps)?;
         }
@@ -287,13 +320,21 @@ impl Contents {
             add(&mut hash, name.as_bytes());
             add(&mut hash, tensor.dtype().name().as_bytes());
             add(&mut hash, tensor.bytes());
+            if tensor.dtype().is_quantised() {
+                add(&mut hash, tensor.scale_bytes());
+            }
         }
         hash.digest128()
     }
 }
 
-/// Every tensor in another element type, in the order in which they lie, so that a mapped file is
-/// read from its beginning to its end.
+/// The element type that a tensor has in a model of `dtype`.
+fn target(name: &str, tensor: &Tensor, dtype: Dtype) -> Dtype {
+    dtype.of(&TensorSpec { name: name.to_owned(), shape: tensor.shape().to_vec() })
+}
+
+/// Every tensor in the element type of a model of `dtype`, in the order in which they lie, so that a
+/// mapped file is read from its beginning to its end.
 fn convert(
     tensors: &BTreeMap<String, Tensor>,
     dtype: Dtype,
@@ -301,68 +342,63 @@ fn convert(
 ) -> Result<BTreeMap<String, Tensor>> {
     let mut ordered: Vec<(&String, &Tensor)> = tensors.iter().collect();
     ordered.sort_by_key(|(_, tensor)| tensor.offset());
-    let mut offsets = Vec::with_capacity(ordered.len());
-    let (mut total, mut capacity) = (0, 0usize);
-    for (_, tensor) in &ordered {
-        offsets.push(capacity);
+    let mut places = Vec::with_capacity(ordered.len());
+    let (mut total, mut capacity, mut most) = (0, 0usize, 0);
+    for (name, tensor) in &ordered {
+        let stored = target(name, tensor, dtype).stored(tensor.shape());
+        let values = capacity..capacity.saturating_add(stored.values.n_bytes());
+        let n_scale_bytes = stored.scales.as_ref().map_or(0, Part::n_bytes);
+        // Right behind their blocks, which take whole lines.
+        let scales = values.end..values.end.saturating_add(n_scale_bytes);
+        capacity = scales.end.div_ceil(ALIGNMENT).saturating_mul(ALIGNMENT);
+        places.push(Place { values, scales });
         total += tensor.len();
-        let len = tensor.len().saturating_mul(dtype.size());
-        capacity = capacity.saturating_add(len.div_ceil(ALIGNMENT).saturating_mul(ALIGNMENT));
+        most = most.max(tensor.len().min(piece(&stored.unit).values));
     }
     let mut bytes = AlignedBytes::new(capacity)?;
-    let mut values = zeros("a piece of a tensor", PIECE.min(total))?;
+    let mut values = zeros("a piece of a tensor", most)?;
     let mut done = 0;
-    for (name, tensor) in &ordered {
+    for ((name, tensor), place) in ordered.iter().zip(&places) {
+        let dtype = target(name, tensor, dtype);
+        let piece = piece(&dtype.stored(tensor.shape()).unit);
+        let out = bytes.grow(place.values.len() + place.scales.len());
+        let (out, mut scales) = out.split_at_mut(place.values.len());
         let mut from = 0;
-        for out in bytes.grow(tensor.len() * dtype.size()).chunks_mut(PIECE * dtype.size()) {
-            let values = &mut values[..out.len() / dtype.size()];
-            tensor.read_f32(from, values);
-            if let Some(value) = encode(out, values, dtype) {
-                return Err(Error::Argument {
-                    name: "dtype",
-                    found: format!("{}, which has no {value:e} as in {name}", dtype.name()),
-                    expected: "an element type that holds every number of the model".into(),
-                });
+        for out in out.chunks_mut(piece.bytes) {
+            let n = piece.values.min(tensor.len() - from);
+            let piece_of_scales;
+            (piece_of_scales, scales) = scales.split_at_mut(piece.scale_bytes.min(scales.len()));
+            if tensor.dtype() == dtype {
+                let (bytes, scales) = (tensor.bytes(), tensor.scale_bytes());
+                let unit = from / piece.values;
+                out.copy_from_slice(&bytes[unit * piece.bytes..][..out.len()]);
+                let scales = &scales[unit * piece.scale_bytes..][..piece_of_scales.len()];
+                piece_of_scales.copy_from_slice(scales);
+            } else {
+                let values = &mut values[..n];
+                tensor.read_f32(from, values);
+                if let Some(value) = encode(values, tensor.columns(), dtype, out, piece_of_scales) {
+                    return Err(refused(value, name, dtype));
+                }
             }
-            from += values.len();
-            done += values.len();
+            from += n;
+            done += n;
             steps.at(done, total)?;
         }
     }
     let bytes = Arc::new(Bytes::Owned(bytes));
-    let converted = |((name, tensor), offset): ((&String, &Tensor), usize)| {
+    let converted = |((name, tensor), place): ((&String, &Tensor), Place)| {
         let shape = tensor.shape().to_vec();
-        (name.clone(), Tensor::new(Arc::clone(&bytes), offset, shape, dtype))
+        let dtype = target(name, tensor, dtype);
+        (name.clone(), Tensor::new(Arc::clone(&bytes), place, shape, dtype))
     };
-    Ok(ordered.into_iter().zip(offsets).map(converted).collect())
+    Ok(ordered.into_iter().zip(places).map(converted).collect())
 }
 
-/// Little-endian bytes of the values in `dtype`, rounded to nearest even. Returns a finite value that
-/// became infinite, if there is one.
-fn encode(out: &mut [u8], values: &[f32], dtype: Dtype) -> Option<f32> {
-    let mut too_large = None;
-    for (out, value) in out.chunks_exact_mut(dtype.size()).zip(values) {
-        let fits = match dtype {
-            Dtype::F32 => {
-                out.copy_from_slice(&value.to_le_bytes());
-                true
-            }
-            Dtype::F16 => {
-                let half = f16::from_f32(*value);
-                out.copy_from_slice(&half.to_le_bytes());
-                !half.is_infinite()
-            }
-            Dtype::Bf16 => {
-                let half = bf16::from_f32(*value);
-                out.copy_from_slice(&half.to_le_bytes());
-                !half.is_infinite()
-            }
-        };
-        if !fits && value.is_finite() {
-            too_large = Some(*value);
-        }
-    }
-    too_large
+/// As many units as are [`PIECE`] numbers, at least one.
+fn piece(unit: &Unit) -> Unit {
+    let n = (PIECE / unit.values).max(1);
+    Unit { values: n * unit.values, bytes: n * unit.bytes, scale_bytes: n * unit.scale_bytes }
 }
 
 /// Opens a file; returns it and its size.

@@ -46,10 +46,13 @@ pub const F32: f32 = 2e-5;
 /// Products on tensor cores, of operands split into two bf16.
 pub const SPLIT: f32 = 2e-4;
 
+/// Element types that the kernels read.
+const FLOATS: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
+
 /// One token at a time, past the context.
 pub fn every_configuration_decodes_as_on_the_cpu(on_device: OnDevice<'_>) {
     for (i, config) in [every_kind(), every_option()].concat().iter().enumerate() {
-        let dtype = Dtype::ALL[i % Dtype::ALL.len()];
+        let dtype = FLOATS[i % 3];
         on_device(i / 3);
         let file = RandomModel::new(config, dtype, 41);
         let mut cpu = session(&file.load(Cpu::new()));
@@ -87,7 +90,7 @@ pub fn prompts_in_pieces_of_any_size_agree_with_the_cpu(on_device: OnDevice<'_>)
             config = with_later_parts(config);
         }
         on_device(i);
-        let file = RandomModel::new(&config, Dtype::ALL[i % 3], 43);
+        let file = RandomModel::new(&config, FLOATS[i % 3], 43);
         let tokens = random_tokens(210, config.vocab_size, 44);
         let cuda = file.load(Cuda::new(0).expect("an emulated device"));
         let mut cpu = session(&file.load(Cpu::new()));
