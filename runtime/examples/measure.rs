@@ -1,6 +1,6 @@
 //! Times decoding one round at a time, for `tests/peers/cpu.py`, which runs rounds of other programs in turn.
 //!
-//! `cargo run --release -p teeny-runtime --example measure -- MODEL --threads N [--kv f32] [--fast]`
+//! `cargo run --release -p teeny-runtime --example measure -- MODEL [--threads N] [--kv f32|f16|q8] [--fast]`
 //!
 //! Reads lines and answers each with a line of JSON; `tests/peers/README.md` has the table.
 
@@ -13,11 +13,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use teeny_runtime::{Batch, Cpu, Model, Overflow, Session, Weights};
+use teeny_runtime::{Batch, Cpu, CpuOptions, Model, Overflow, Session, Weights};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-const USAGE: &str = "usage: measure MODEL --threads N [--kv f32|f16|q8] [--fast]";
+const USAGE: &str = "usage: measure MODEL [--threads N] [--kv f32|f16|q8] [--fast]";
 /// Bytes that a measurement of the read bandwidth reads at least, so that starting threads is nothing.
 const LEAST_READ: usize = 2 << 30;
 
@@ -31,25 +31,18 @@ struct Bench {
 impl Bench {
     fn new(mut arguments: impl Iterator<Item = String>) -> Result<Bench> {
         let path = arguments.next().ok_or(USAGE)?;
-        let mut threads = 0;
+        let mut options = CpuOptions::default();
         while let Some(flag) = arguments.next() {
             match flag.as_str() {
-                "--threads" => threads = arguments.next().ok_or(USAGE)?.parse()?,
-                "--kv" => match arguments.next().ok_or(USAGE)?.as_str() {
-                    "f32" => {}
-                    other => return Err(format!("no KV cache of {other} yet").into()),
-                },
-                "--fast" => return Err("there is no --fast yet".into()),
+                "--threads" => options.threads = arguments.next().ok_or(USAGE)?.parse()?,
+                "--kv" => options.kv_dtype = arguments.next().ok_or(USAGE)?.parse()?,
+                "--fast" => options.fast = true,
                 _ => return Err(USAGE.into()),
             }
         }
-        if threads == 0 {
-            return Err(USAGE.into());
-        }
-        if threads > 1 {
-            eprintln!("measure: decodes on one thread; only `read` takes {threads}");
-        }
-        let model = Arc::new(Model::load(Cpu::new(), &Weights::map(Path::new(&path))?)?);
+        let cpu = Cpu::with_options(options)?;
+        let model = Arc::new(Model::load(cpu, &Weights::map(Path::new(&path))?)?);
+        let threads = model.backend().threads();
         Ok(Bench { model, threads, sessions: Vec::new(), read: Vec::new() })
     }
 

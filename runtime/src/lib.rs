@@ -74,7 +74,7 @@ pub mod weights;
 
 pub use batch::{Batch, BatchEntry};
 pub use config::{Ffn, ModelConfig, Norm, PositionalEncoding};
-pub use cpu::Cpu;
+pub use cpu::{Cpu, CpuOptions, KvDtype};
 #[cfg(feature = "cuda")]
 pub use cuda::Cuda;
 pub use device::{AnyModel, AnySession, Device};

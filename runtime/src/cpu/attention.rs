@@ -253,30 +253,42 @@ fn mix<S: Simd, E: KvElement, const N: usize>(
     let (even, odd) = mix.split_at_mut(width);
     let even = &mut even[column..].as_chunks_mut::<LANES>().0[..N];
     let odd = &mut odd[column..].as_chunks_mut::<LANES>().0[..N];
-    let mut sums: [[S::F; N]; 2] =
-        [std::array::from_fn(|i| s.load(&even[i])), std::array::from_fn(|i| s.load(&odd[i]))];
-    let mut add = |slot: usize, parity: usize| {
-        let weight = s.splat(weights[slot]);
-        let v = &v[slot * width + column..].as_chunks::<LANES>().0[..N];
-        for i in 0..N {
-            sums[parity][i] = s.mul_add(E::load(s, &v[i]), weight, sums[parity][i]);
-        }
-    };
+    let mut sums = [[s.splat(0.0); N]; 2];
+    for i in 0..N {
+        sums[0][i] = s.load(&even[i]);
+        sums[1][i] = s.load(&odd[i]);
+    }
+    let v = &v[column..];
     let mut slot = slots.start;
     if slot % 2 == 1 && slot < slots.end {
-        add(slot, 1);
+        sums[1] = add(s, sums[1], weights[slot], &v[slot * width..]);
         slot += 1;
     }
     while slot + 2 <= slots.end {
-        add(slot, 0);
-        add(slot + 1, 1);
+        sums[0] = add(s, sums[0], weights[slot], &v[slot * width..]);
+        sums[1] = add(s, sums[1], weights[slot + 1], &v[(slot + 1) * width..]);
         slot += 2;
     }
     if slot < slots.end {
-        add(slot, 0);
+        sums[0] = add(s, sums[0], weights[slot], &v[slot * width..]);
     }
     for i in 0..N {
         s.store(sums[0][i], &mut even[i]);
         s.store(sums[1][i], &mut odd[i]);
     }
+}
+
+/// Adds a weighted value.
+#[inline(always)]
+fn add<S: Simd, E: KvElement, const N: usize>(
+    s: S,
+    mut sums: [S::F; N],
+    weight: f32,
+    v: &[E],
+) -> [S::F; N] {
+    let (weight, v) = (s.splat(weight), &v.as_chunks::<LANES>().0[..N]);
+    for i in 0..N {
+        sums[i] = s.mul_add(E::load(s, &v[i]), weight, sums[i]);
+    }
+    sums
 }

@@ -38,11 +38,10 @@ pub(super) fn sum4([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
     // SAFETY: as above; the store goes to four numbers.
     unsafe {
         // Lanes i + 4 of a row to its lanes i, two rows side by side.
-        let halves = |a, b| {
-            let low = _mm256_permute2f128_ps::<0x20>(a, b);
-            _mm256_add_ps(low, _mm256_permute2f128_ps::<0x31>(a, b))
-        };
-        let (ab, cd) = (halves(a, b), halves(c, d));
+        let low = _mm256_permute2f128_ps::<0x20>(a, b);
+        let ab = _mm256_add_ps(low, _mm256_permute2f128_ps::<0x31>(a, b));
+        let low = _mm256_permute2f128_ps::<0x20>(c, d);
+        let cd = _mm256_add_ps(low, _mm256_permute2f128_ps::<0x31>(c, d));
         // Lanes i + 2 to i, a0 a1 c0 c1 | b0 b1 d0 d1; then 1 to 0.
         let x = _mm256_shuffle_ps::<0b01_00_01_00>(ab, cd);
         let x = _mm256_add_ps(x, _mm256_shuffle_ps::<0b11_10_11_10>(ab, cd));
@@ -54,11 +53,13 @@ pub(super) fn sum4([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
     }
 }
 
-/// Does the same with both halves.
+/// Four bytes as they lie in memory.
 #[inline(always)]
-fn both<A: Copy, B>(a: [A; 2], f: impl Fn(A) -> B) -> [B; 2] {
-    [f(a[0]), f(a[1])]
+pub(super) fn four([a, b, c, d]: [i8; PIECE]) -> i32 {
+    i32::from_ne_bytes([a as u8, b as u8, c as u8, d as u8])
 }
+
+// No closures here: one that a compiler does not inline is compiled without the instructions.
 
 // SAFETY, for all blocks of this file: an `Avx2` says that the instructions are there, and every address
 // is that of a reference to at least as many bytes as are read or written.
@@ -92,17 +93,19 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn load_f16(self, from: &[f16; LANES]) -> Self::F {
         let from = from.as_ptr().cast::<__m128i>();
-        unsafe { [0, 1].map(|i| _mm256_cvtph_ps(_mm_loadu_si128(from.add(i)))) }
+        unsafe { [_mm256_cvtph_ps(_mm_loadu_si128(from)), _mm256_cvtph_ps(_mm_loadu_si128(from.add(1)))] }
     }
 
     #[inline(always)]
     fn load_bf16(self, from: &[bf16; LANES]) -> Self::F {
         let from = from.as_ptr().cast::<__m128i>();
         unsafe {
-            [0, 1].map(|i| {
-                let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.add(i)));
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
-            })
+            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(from));
+            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.add(1)));
+            [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+            ]
         }
     }
 
@@ -110,10 +113,9 @@ impl Simd for Avx2 {
     fn load_i8(self, from: &[i8; LANES]) -> Self::F {
         let from = from.as_ptr();
         unsafe {
-            [0, 8].map(|i| {
-                let eight = _mm_loadl_epi64(from.add(i).cast());
-                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight))
-            })
+            let low = _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()));
+            let high = _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.add(8).cast()));
+            [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)]
         }
     }
 
@@ -148,14 +150,24 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn sum4(self, x: [Self::F; 4]) -> [f32; 4] {
-        sum4(x.map(|x| unsafe { _mm256_add_ps(x[0], x[1]) }))
+        let [a, b, c, d] = x;
+        unsafe {
+            sum4([
+                _mm256_add_ps(a[0], a[1]),
+                _mm256_add_ps(b[0], b[1]),
+                _mm256_add_ps(c[0], c[1]),
+                _mm256_add_ps(d[0], d[1]),
+            ])
+        }
     }
 
     #[inline(always)]
     fn w8(self, from: &[i8; LANES * PIECE]) -> Self::W8 {
         let from = from.as_ptr().cast::<__m256i>();
-        let w = unsafe { [_mm256_loadu_si256(from), _mm256_loadu_si256(from.add(1))] };
-        [w, both(w, |w| unsafe { _mm256_abs_epi8(w) })]
+        unsafe {
+            let w = [_mm256_loadu_si256(from), _mm256_loadu_si256(from.add(1))];
+            [w, [_mm256_abs_epi8(w[0]), _mm256_abs_epi8(w[1])]]
+        }
     }
 
     #[inline(always)]
@@ -168,17 +180,19 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn dot8(self, sum: Self::I, w: Self::W8, x: [i8; PIECE]) -> Self::I {
         unsafe {
-            let x = _mm256_set1_epi32(i32::from_ne_bytes(x.map(|x| x as u8)));
-            [0, 1].map(|i| {
-                let pairs = _mm256_maddubs_epi16(w[1][i], _mm256_sign_epi8(x, w[0][i]));
-                _mm256_add_epi32(sum[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
-            })
+            let (x, one) = (_mm256_set1_epi32(four(x)), _mm256_set1_epi16(1));
+            let low = _mm256_maddubs_epi16(w[1][0], _mm256_sign_epi8(x, w[0][0]));
+            let high = _mm256_maddubs_epi16(w[1][1], _mm256_sign_epi8(x, w[0][1]));
+            [
+                _mm256_add_epi32(sum[0], _mm256_madd_epi16(low, one)),
+                _mm256_add_epi32(sum[1], _mm256_madd_epi16(high, one)),
+            ]
         }
     }
 
     #[inline(always)]
     fn i_to_f(self, sum: Self::I) -> Self::F {
-        both(sum, |sum| unsafe { _mm256_cvtepi32_ps(sum) })
+        unsafe { [_mm256_cvtepi32_ps(sum[0]), _mm256_cvtepi32_ps(sum[1])] }
     }
 
     #[inline(always)]
@@ -187,8 +201,11 @@ impl Simd for Avx2 {
         unsafe {
             let mask = _mm256_set1_epi8(15);
             let w = [_mm256_loadu_si256(from), _mm256_loadu_si256(from.add(1))];
-            let upper = both(w, |w| _mm256_and_si256(_mm256_srli_epi16::<4>(w), mask));
-            [both(w, |w| _mm256_and_si256(w, mask)), upper]
+            let upper = [_mm256_srli_epi16::<4>(w[0]), _mm256_srli_epi16::<4>(w[1])];
+            [
+                [_mm256_and_si256(w[0], mask), _mm256_and_si256(w[1], mask)],
+                [_mm256_and_si256(upper[0], mask), _mm256_and_si256(upper[1], mask)],
+            ]
         }
     }
 
@@ -201,13 +218,20 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn dot4(self, sum: Self::I4, w: Self::W4, x: [i8; PIECE]) -> Self::I4 {
         unsafe {
-            let x = _mm256_set1_epi32(i32::from_ne_bytes(x.map(|x| x as u8)));
-            [0, 1].map(|i| _mm256_add_epi16(sum[i], _mm256_maddubs_epi16(w[i], x)))
+            let x = _mm256_set1_epi32(four(x));
+            [
+                _mm256_add_epi16(sum[0], _mm256_maddubs_epi16(w[0], x)),
+                _mm256_add_epi16(sum[1], _mm256_maddubs_epi16(w[1], x)),
+            ]
         }
     }
 
     #[inline(always)]
     fn i4_to_f(self, sum: Self::I4) -> Self::F {
-        both(sum, |sum| unsafe { _mm256_cvtepi32_ps(_mm256_madd_epi16(sum, _mm256_set1_epi16(1))) })
+        unsafe {
+            let one = _mm256_set1_epi16(1);
+            let sum = [_mm256_madd_epi16(sum[0], one), _mm256_madd_epi16(sum[1], one)];
+            [_mm256_cvtepi32_ps(sum[0]), _mm256_cvtepi32_ps(sum[1])]
+        }
     }
 }

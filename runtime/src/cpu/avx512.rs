@@ -42,6 +42,11 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     type I4 = __m512i;
 
     #[inline(always)]
+    fn prefetch<T>(self, address: *const T) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+
+    #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
         unsafe { _mm512_set1_ps(x) }
     }
@@ -96,7 +101,8 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
 
     #[inline(always)]
     fn sum4(self, x: [__m512; 4]) -> [f32; 4] {
-        avx2::sum4(x.map(halved))
+        let [a, b, c, d] = x;
+        avx2::sum4([halved(a), halved(b), halved(c), halved(d)])
     }
 
     #[inline(always)]
@@ -120,7 +126,7 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     #[inline(always)]
     fn dot8(self, sum: __m512i, w: Weights8, x: [i8; PIECE]) -> __m512i {
         unsafe {
-            let x = _mm512_set1_epi32(i32::from_ne_bytes(x.map(|x| x as u8)));
+            let x = _mm512_set1_epi32(avx2::four(x));
             if VNNI {
                 return _mm512_dpbusd_epi32(sum, w.bytes, x);
             }
@@ -154,7 +160,7 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     #[inline(always)]
     fn dot4(self, sum: __m512i, w: __m512i, x: [i8; PIECE]) -> __m512i {
         unsafe {
-            let x = _mm512_set1_epi32(i32::from_ne_bytes(x.map(|x| x as u8)));
+            let x = _mm512_set1_epi32(avx2::four(x));
             if VNNI {
                 _mm512_dpbusd_epi32(sum, w, x)
             } else {

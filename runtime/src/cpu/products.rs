@@ -84,8 +84,7 @@ pub fn one<S: Simd, E: Weight, const ADD: bool>(
     let row = |i: usize| &w[i * width..][..width];
     let mut first = 0;
     while first + 4 <= n {
-        let w: [&[E]; 4] = std::array::from_fn(|r| row(first + r));
-        let [lanes] = dots(s, w, [x]);
+        let lanes = dots_ahead(s, [row(first), row(first + 1), row(first + 2), row(first + 3)], x);
         Store::<ADD>::run(&mut out[first..][..4], &s.sum4(lanes), bias.map(|b| &b[first..][..4]));
         first += 4;
     }
@@ -159,19 +158,29 @@ fn strip<S: Simd, const R: usize, const T: usize, const ADD: bool>(
     while t + T <= rows.end {
         let x: [&[f32]; T] = std::array::from_fn(|i| &x[(t + i) * width..][..width]);
         let lanes = dots(s, w, x);
-        for (i, lanes) in lanes.into_iter().enumerate() {
-            let sums = lanes.map(|lanes| s.sum(lanes));
-            Store::<ADD>::run(&mut out.row(t + i)[first + r..][..R], &sums, bias);
+        for i in 0..T {
+            Store::<ADD>::run(&mut out.row(t + i)[first + r..][..R], &sums(s, lanes[i]), bias);
         }
         t += T;
     }
     while t < rows.end {
         let [lanes] = dots(s, w, [&x[t * width..][..width]]);
-        let sums = lanes.map(|lanes| s.sum(lanes));
-        Store::<ADD>::run(&mut out.row(t)[first + r..][..R], &sums, bias);
+        Store::<ADD>::run(&mut out.row(t)[first + r..][..R], &sums(s, lanes), bias);
         t += 1;
     }
 }
+
+/// The sums of R times [`LANES`] lanes.
+#[inline(always)]
+fn sums<S: Simd, const R: usize>(s: S, lanes: [S::F; R]) -> [f32; R] {
+    let mut sums = [0.0; R];
+    for r in 0..R {
+        sums[r] = s.sum(lanes[r]);
+    }
+    sums
+}
+
+// No closures around instructions: one that a compiler does not inline is compiled without them.
 
 /// Products of R rows of weights with T rows of activations, all of one length, before their lanes are
 /// added. Result: (T, R)
@@ -186,21 +195,49 @@ pub fn dots<S: Simd, E: Weight, const R: usize, const T: usize>(
     let (x, x_rest) = split(x.map(|x| x.as_chunks::<LANES>()), n);
     let mut lanes = [[s.splat(0.0); R]; T];
     for i in 0..n {
-        let w: [S::F; R] = std::array::from_fn(|r| E::load(s, &w[r][i]));
+        let mut wide = [s.splat(0.0); R];
+        for r in 0..R {
+            wide[r] = E::load(s, &w[r][i]);
+        }
         for t in 0..T {
             let x = s.load(&x[t][i]);
             for r in 0..R {
-                lanes[t][r] = s.mul_add(w[r], x, lanes[t][r]);
+                lanes[t][r] = s.mul_add(wide[r], x, lanes[t][r]);
             }
         }
     }
     if !w_rest[0].is_empty() {
-        let w = w_rest.map(|w| E::load(s, &padded(w)));
         for t in 0..T {
             let x = s.load(&padded(x_rest[t]));
             for r in 0..R {
-                lanes[t][r] = s.mul_add(w[r], x, lanes[t][r]);
+                lanes[t][r] = s.mul_add(E::load(s, &padded(w_rest[r])), x, lanes[t][r]);
             }
+        }
+    }
+    lanes
+}
+
+/// The same for four rows that lie together and one of activations. It asks for the next four rows in the
+/// order in which they lie, which the processor would not guess from reading four places at once.
+#[inline(always)]
+fn dots_ahead<S: Simd, E: Weight>(s: S, w: [&[E]; 4], x: &[f32]) -> [S::F; 4] {
+    let n = x.len() / LANES;
+    let next = w[0].as_ptr().wrapping_add(4 * w[0].len()).cast::<[E; LANES]>();
+    let (w, w_rest) = split(w.map(|w| w.as_chunks::<LANES>()), n);
+    let (x, x_rest) = x.as_chunks::<LANES>();
+    let x = &x[..n];
+    let mut lanes = [s.splat(0.0); 4];
+    for i in 0..n {
+        let x = s.load(&x[i]);
+        for r in 0..4 {
+            s.prefetch(next.wrapping_add(4 * i + r));
+            lanes[r] = s.mul_add(E::load(s, &w[r][i]), x, lanes[r]);
+        }
+    }
+    if !x_rest.is_empty() {
+        let x = s.load(&padded(x_rest));
+        for r in 0..4 {
+            lanes[r] = s.mul_add(E::load(s, &padded(w_rest[r])), x, lanes[r]);
         }
     }
     lanes
