@@ -822,7 +822,9 @@ impl<'a> Trainer<'a> {
 fn products(dtype: Option<Dtype>, device: Device) -> Kind {
     match (dtype, device) {
         (Some(Dtype::Bf16), _) => Kind::BFloat16,
-        (Some(Dtype::F32 | Dtype::F16 | Dtype::Q8 | Dtype::Q4), _) | (None, Device::Cpu) => Kind::Float,
+        (Some(Dtype::F32 | Dtype::F16 | Dtype::Q8 | Dtype::Q4), _) | (None, Device::Cpu) => {
+            Kind::Float
+        }
         (None, Device::Cuda(_) | Device::Mps | Device::Vulkan) => Kind::BFloat16,
     }
 }
