@@ -214,6 +214,21 @@ impl RandomModel {
     }
 }
 
+/// Bytes of the header of a model file.
+pub fn header_len(bytes: &[u8]) -> usize {
+    u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize
+}
+
+/// A model file with another header, padded and its length put right.
+pub fn with_header(bytes: &[u8], change: impl Fn(&str) -> String) -> Vec<u8> {
+    let end = 8 + header_len(bytes);
+    let mut header = change(std::str::from_utf8(&bytes[8..end]).expect("JSON"));
+    while !header.len().is_multiple_of(8) {
+        header.push(' ');
+    }
+    [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &bytes[end..]].concat()
+}
+
 /// A sequence of `n` random tokens.
 pub fn random_tokens(n: usize, vocab_size: usize, seed: u64) -> Vec<u32> {
     let mut random = Random::new(seed);
@@ -224,7 +239,7 @@ pub fn random_tokens(n: usize, vocab_size: usize, seed: u64) -> Vec<u32> {
 /// of the tests and in the same folder.
 pub fn program(name: &str) -> PathBuf {
     let package = match name {
-        "teeny-run" => "teeny-runtime",
+        "teeny-run" | "teeny-convert" => "teeny-runtime",
         "teeny-train" => "teeny-trainer",
         other => panic!("{other} is no program of this project"),
     };

@@ -223,6 +223,11 @@ impl Weights {
         self.0.tensors.values().map(bytes).sum()
     }
 
+    /// The element type of the model; none for a mixture that no writer of ours makes.
+    pub fn dtype(&self) -> Option<Dtype> {
+        Dtype::ALL.iter().copied().find(|dtype| is_of(&self.0.tensors, *dtype))
+    }
+
     /// Every tensor with its name, in the order of the names.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.0.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
@@ -295,7 +300,7 @@ impl Contents {
             self.config.max_seq_len = max_seq_len;
         }
         if let Some(dtype) = options.dtype
-            && self.tensors.iter().any(|(name, t)| t.dtype() != target(name, t, dtype))
+            && !is_of(&self.tensors, dtype)
         {
             self.tensors = convert(&self.tensors, dtype, &mut steps)?;
         }
@@ -326,6 +331,11 @@ impl Contents {
         }
         hash.digest128()
     }
+}
+
+/// Whether every tensor has the element type that it has in a model of `dtype`.
+fn is_of(tensors: &BTreeMap<String, Tensor>, dtype: Dtype) -> bool {
+    tensors.iter().all(|(name, tensor)| tensor.dtype() == target(name, tensor, dtype))
 }
 
 /// The element type that a tensor has in a model of `dtype`.
