@@ -93,7 +93,9 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn load_f16(self, from: &[f16; LANES]) -> Self::F {
         let from = from.as_ptr().cast::<__m128i>();
-        unsafe { [_mm256_cvtph_ps(_mm_loadu_si128(from)), _mm256_cvtph_ps(_mm_loadu_si128(from.add(1)))] }
+        unsafe {
+            [_mm256_cvtph_ps(_mm_loadu_si128(from)), _mm256_cvtph_ps(_mm_loadu_si128(from.add(1)))]
+        }
     }
 
     #[inline(always)]

@@ -33,6 +33,8 @@ mod pass;
 pub mod products;
 pub mod scalar;
 pub mod simd;
+#[cfg(test)]
+mod tests;
 pub mod threads;
 
 pub use cache::{CpuCache, KvDtype};
