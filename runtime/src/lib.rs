@@ -83,6 +83,6 @@ pub use format::Dtype;
 pub use generate::{EndReason, GenerateOptions, Generation, TextStream, generate};
 pub use model::Model;
 pub use sampler::{Sampler, SamplerOptions, Stage};
-pub use score::{Score, TokenScore, score};
+pub use score::{Score, TokenScore, score, score_windows};
 pub use session::{CancelFlag, Overflow, Session, SessionStats};
 pub use weights::{LoadOptions, Weights};

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use crate::backend::Backend;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::session::Session;
 
 /// What a model makes of one token of a text.
@@ -29,9 +29,14 @@ pub struct Score {
 }
 
 impl Score {
-    /// exp(-mean log-probability); NaN if nothing was scored.
+    /// Mean negative log-probability, in nats a token; NaN if nothing was scored.
+    pub fn loss(&self) -> f64 {
+        -self.log_prob / self.n_scored as f64
+    }
+
+    /// exp(loss); NaN if nothing was scored.
     pub fn perplexity(&self) -> f64 {
-        libm::exp(-self.log_prob / self.n_scored as f64)
+        libm::exp(self.loss())
     }
 }
 
@@ -69,6 +74,39 @@ pub fn score<B: Backend>(
         }
         tell(index + 1, Some(logits));
     })?;
+    Ok(total)
+}
+
+/// Scores every token but the first, each after those before it in its window of `n_context` tokens, as
+/// training evaluates: windows do not overlap, and what was in the session is forgotten.
+///
+/// # Errors
+/// [`Error::Argument`] for an `n_context` of 0 or above the model's context; else as
+/// [`Session::prefill`].
+pub fn score_windows<B: Backend>(
+    session: &mut Session<B>,
+    tokens: &[u32],
+    n_context: usize,
+) -> Result<Score> {
+    let max_seq_len = session.model().config().max_seq_len;
+    if !(1..=max_seq_len).contains(&n_context) {
+        return Err(Error::Argument {
+            name: "n_context",
+            found: n_context.to_string(),
+            expected: format!("1 to {max_seq_len}, the model's context"),
+        });
+    }
+    // Targets are not fed, so the session does not check the last one.
+    session.model().check_tokens(tokens)?;
+    let mut total = Score::default();
+    let Some((_, inputs)) = tokens.split_last() else { return Ok(total) };
+    for (window, targets) in inputs.chunks(n_context).zip(tokens[1..].chunks(n_context)) {
+        session.reset();
+        session.prefill_each(window, &mut |index, logits| {
+            total.n_scored += 1;
+            total.log_prob += LogSoftmax::new(logits).of(logits[targets[index] as usize]);
+        })?;
+    }
     Ok(total)
 }
 

@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use safetensors::tensor::{Dtype, SafeTensors};
 use tch::{Device, Kind, Tensor};
+use teeny_runtime::Weights;
 use teeny_runtime::dataset::Split;
 use teeny_runtime::format::tensor_specs;
 use teeny_runtime::ini::Ini;
@@ -103,6 +104,31 @@ fn the_export_has_the_names_shapes_and_type_of_the_format() {
             assert!(metadata.contains_key(key), "{key}");
         }
         assert_eq!(metadata["dataset_file"], "text.txt");
+    }
+}
+
+#[test]
+fn an_export_in_blocks_is_near_the_one_in_f32() {
+    let _turn = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let export = |dtype: &str| {
+        let run = run(folder.path(), &[&format!("train.export_dtype={dtype}")]);
+        train(&run).unwrap();
+        Weights::read(&run.train.export_file).unwrap()
+    };
+    let expected = export("f32");
+    for (dtype, allowed) in [("q8", 0.005), ("q4", 0.08)] {
+        let found = export(dtype);
+        assert_eq!(found.dtype().map(|dtype| dtype.name()), Some(dtype));
+        assert_eq!(found.metadata()["val_loss"], expected.metadata()["val_loss"]);
+        for (name, tensor) in expected.tensors() {
+            let expected = tensor.to_f32().unwrap();
+            let found = found.tensor(name).unwrap().to_f32().unwrap();
+            let largest = expected.iter().fold(0.0f32, |largest, w| largest.max(w.abs()));
+            for (found, expected) in found.iter().zip(&expected) {
+                assert!((found - expected).abs() <= allowed * largest, "{dtype} {name}");
+            }
+        }
     }
 }
 
