@@ -8,7 +8,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::config::ModelConfig;
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, CpuOptions, KvDtype};
 #[cfg(feature = "cuda")]
 use crate::cuda::Cuda;
 use crate::error::{Error, Result};
@@ -114,11 +114,30 @@ impl AnyModel {
     /// # Errors
     /// As [`Model::load`]; [`Error::NoDevice`] for a GPU that is not there, or in a build without CUDA.
     pub fn load(device: Device, weights: &Weights) -> Result<AnyModel> {
-        let cpu = || Ok(AnyModel::Cpu(Arc::new(Model::load(Cpu::new(), weights)?)));
+        AnyModel::load_with(device, CpuOptions::default(), weights)
+    }
+
+    /// The same with options for the processor. Threads and `fast` are for it alone, so on a GPU they mean
+    /// nothing; keys and values are f32 there, and another storage of them keeps [`Device::Auto`] on the
+    /// processor.
+    ///
+    /// # Errors
+    /// As [`AnyModel::load`]; [`Error::Argument`] for too many threads, or for keys and values on a GPU that
+    /// are not f32.
+    pub fn load_with(device: Device, options: CpuOptions, weights: &Weights) -> Result<AnyModel> {
+        let cpu = Cpu::with_options(options)?;
+        let on_cpu = || Ok(AnyModel::Cpu(Arc::new(Model::load(cpu, weights)?)));
+        let f32_kv = options.kv_dtype == KvDtype::F32;
         match device {
-            Device::Cpu => cpu(),
+            Device::Cpu => on_cpu(),
+            Device::Auto if !f32_kv => on_cpu(),
+            Device::Auto => AnyModel::load_cuda(0, weights).or_else(|_| on_cpu()),
+            Device::Cuda(_) if !f32_kv => Err(Error::Argument {
+                name: "kv_dtype",
+                found: options.kv_dtype.name().to_owned(),
+                expected: "f32 on a GPU".to_owned(),
+            }),
             Device::Cuda(index) => AnyModel::load_cuda(index, weights),
-            Device::Auto => AnyModel::load_cuda(0, weights).or_else(|_| cpu()),
         }
     }
 

@@ -13,8 +13,8 @@ use teeny_runtime::cpu::Isa;
 use teeny_runtime::dataset::{Dataset, Split, SplitMix64, dataset_section};
 use teeny_runtime::ini::Ini;
 use teeny_runtime::{
-    AnyModel, AnySession, Device, EndReason, Error, GenerateOptions, Generation, Overflow, Sampler,
-    SamplerOptions, Weights, generate, on_device,
+    AnyModel, AnySession, CpuOptions, Device, EndReason, Error, GenerateOptions, Generation,
+    KvDtype, Overflow, Sampler, SamplerOptions, Weights, generate, on_device,
 };
 
 const DEFAULT_MODEL: &str = "data/shakespeare.safetensors";
@@ -71,6 +71,15 @@ struct Args {
     /// Where to run: cpu, cuda (the first NVIDIA GPU), cuda:N, or auto (a GPU if one can run it)
     #[arg(short, long, value_name = "DEVICE", default_value_t = Device::Cpu)]
     device: Device,
+    /// CPU threads; 0 takes as many as pay for the model's size
+    #[arg(short, long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+    /// How keys and values are stored on the CPU: f32, f16 or q8
+    #[arg(long, value_name = "DTYPE", default_value = "f32")]
+    kv_dtype: KvDtype,
+    /// Use the CPU's bf16 instructions for bf16 weights, where it has them: faster, other last digits
+    #[arg(long)]
+    fast: bool,
     /// Print the generated text only
     #[arg(long)]
     no_display_prompt: bool,
@@ -168,7 +177,8 @@ fn run(args: &Args, start: Instant) -> Result<(), Failure> {
     };
     Sampler::new(sampler_options.clone())?;
     let weights = Weights::map(&model_file(args)?)?;
-    let model = AnyModel::load(args.device, &weights)?;
+    let options = CpuOptions { threads: args.threads, kv_dtype: args.kv_dtype, fast: args.fast };
+    let model = AnyModel::load_with(args.device, options, &weights)?;
     let mut session = AnySession::new(&model, args.overflow.into())?;
     let options = GenerateOptions {
         max_tokens: args.length,
