@@ -120,11 +120,14 @@ impl<'a> Mixture<'a> {
     /// Turns a page's scores into weights and brings what was there to the new maximum.
     #[inline(always)]
     fn weigh(&mut self, scores: &mut [f32; PAGE], slots: Range<usize>) {
+        // Loops over whole vectors, so that a compiler makes vectors of them.
+        scores[..slots.start].fill(f32::NEG_INFINITY);
+        scores[slots.end..].fill(f32::NEG_INFINITY);
         let mut largest = [f32::NEG_INFINITY; LANES];
-        for slot in 0..PAGE {
-            let score = if slots.contains(&slot) { scores[slot] } else { f32::NEG_INFINITY };
-            let largest = &mut largest[slot % LANES];
-            *largest = if score > *largest { score } else { *largest };
+        for scores in scores.as_chunks::<LANES>().0 {
+            for i in 0..LANES {
+                largest[i] = if scores[i] > largest[i] { scores[i] } else { largest[i] };
+            }
         }
         let max = largest.iter().fold(self.max, |max, x| if *x > max { *x } else { max });
         if max > self.max {
@@ -133,12 +136,15 @@ impl<'a> Mixture<'a> {
             self.mix.iter_mut().for_each(|mix| *mix *= scale);
             self.max = max;
         }
-        for (slot, score) in scores.iter_mut().enumerate() {
-            let weight = exp(*score - max);
-            *score = if slots.contains(&slot) { weight } else { 0.0 };
+        for score in scores.iter_mut() {
+            *score = exp(*score - max);
         }
-        for slot in 0..PAGE {
-            self.sum[slot % LANES] += scores[slot];
+        scores[..slots.start].fill(0.0);
+        scores[slots.end..].fill(0.0);
+        for scores in scores.as_chunks::<LANES>().0 {
+            for i in 0..LANES {
+                self.sum[i] += scores[i];
+            }
         }
     }
 }

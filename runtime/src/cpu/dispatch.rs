@@ -146,7 +146,7 @@ macro_rules! kernel {
             }
             #[cfg(target_arch = "x86_64")]
             kernel! { @version avx2 [$($e: $bound)?] [$($arg: $type),*] "avx2,fma,f16c",
-                super::avx2::Avx2::new(), $s, [2, 3, 1, 4], $simd }
+                super::avx2::Avx2::new(), $s, [3, 2, 1, 4], $simd }
             #[cfg(target_arch = "x86_64")]
             kernel! { @version avx512 [$($e: $bound)?] [$($arg: $type),*]
                 "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl",

@@ -158,24 +158,35 @@ fn strip<S: Simd, const R: usize, const T: usize, const ADD: bool>(
     while t + T <= rows.end {
         let x: [&[f32]; T] = std::array::from_fn(|i| &x[(t + i) * width..][..width]);
         let lanes = dots(s, w, x);
+        let sums = sums(s, lanes);
         for i in 0..T {
-            Store::<ADD>::run(&mut out.row(t + i)[first + r..][..R], &sums(s, lanes[i]), bias);
+            Store::<ADD>::run(&mut out.row(t + i)[first + r..][..R], &sums[i], bias);
         }
         t += T;
     }
     while t < rows.end {
-        let [lanes] = dots(s, w, [&x[t * width..][..width]]);
-        Store::<ADD>::run(&mut out.row(t)[first + r..][..R], &sums(s, lanes), bias);
+        let [sums] = sums(s, dots(s, w, [&x[t * width..][..width]]));
+        Store::<ADD>::run(&mut out.row(t)[first + r..][..R], &sums, bias);
         t += 1;
     }
 }
 
-/// The sums of R times [`LANES`] lanes.
+/// The sums of the lanes, four at a time.
 #[inline(always)]
-fn sums<S: Simd, const R: usize>(s: S, lanes: [S::F; R]) -> [f32; R] {
-    let mut sums = [0.0; R];
-    for r in 0..R {
-        sums[r] = s.sum(lanes[r]);
+fn sums<S: Simd, const R: usize, const T: usize>(s: S, lanes: [[S::F; R]; T]) -> [[f32; R]; T] {
+    let mut sums = [[0.0; R]; T];
+    let mut i = 0;
+    while i + 4 <= R * T {
+        let of = |i: usize| lanes[i / R][i % R];
+        let four = s.sum4([of(i), of(i + 1), of(i + 2), of(i + 3)]);
+        for (j, sum) in four.into_iter().enumerate() {
+            sums[(i + j) / R][(i + j) % R] = sum;
+        }
+        i += 4;
+    }
+    while i < R * T {
+        sums[i / R][i % R] = s.sum(lanes[i / R][i % R]);
+        i += 1;
     }
     sums
 }
