@@ -198,6 +198,7 @@ fn write_models(folder: &Path) {
     let big = ModelConfig { n_layer: 1, ffn_dim: 90_000, max_seq_len: 24, ..deep.clone() };
     write("model", &rope, Dtype::F32, 6);
     write("bf16", &rope, Dtype::Bf16, 6);
+    write("q8", &rope, Dtype::Q8, 6);
     write("other", &rope, Dtype::F32, 7);
     write("learned", &learned, Dtype::F32, 8);
     write("deep", &deep, Dtype::Bf16, 9);

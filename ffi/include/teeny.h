@@ -191,6 +191,14 @@ enum teeny_dtype
      * The upper halves of single precision.
      */
     TEENY_DTYPE_BF16 = 3,
+    /**
+     * Matrices in blocks of 8 bits.
+     */
+    TEENY_DTYPE_Q8 = 4,
+    /**
+     * Matrices of the layers in blocks of 4 bits, embedding and output projection in blocks of 8.
+     */
+    TEENY_DTYPE_Q4 = 5,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L

@@ -48,6 +48,10 @@ pub enum teeny_dtype {
     TEENY_DTYPE_F16 = 2,
     /// The upper halves of single precision.
     TEENY_DTYPE_BF16 = 3,
+    /// Matrices in blocks of 8 bits.
+    TEENY_DTYPE_Q8 = 4,
+    /// Matrices of the layers in blocks of 4 bits, embedding and output projection in blocks of 8.
+    TEENY_DTYPE_Q4 = 5,
 }
 
 /// Is told how much of a model is loaded, from 0 to 1, at least at the beginning and at the end.
@@ -150,6 +154,8 @@ impl teeny_model_options {
         const F32: i32 = teeny_dtype::TEENY_DTYPE_F32 as i32;
         const F16: i32 = teeny_dtype::TEENY_DTYPE_F16 as i32;
         const BF16: i32 = teeny_dtype::TEENY_DTYPE_BF16 as i32;
+        const Q8: i32 = teeny_dtype::TEENY_DTYPE_Q8 as i32;
+        const Q4: i32 = teeny_dtype::TEENY_DTYPE_Q4 as i32;
         Ok(LoadOptions {
             map: match self.map {
                 0 => false,
@@ -161,6 +167,8 @@ impl teeny_model_options {
                 F32 => Some(Dtype::F32),
                 F16 => Some(Dtype::F16),
                 BF16 => Some(Dtype::Bf16),
+                Q8 => Some(Dtype::Q8),
+                Q4 => Some(Dtype::Q4),
                 other => {
                     let found = other.to_string();
                     return Err(Failure::argument("options.dtype", found, "a teeny_dtype"));

@@ -92,6 +92,10 @@ static teeny_status load_converted(void) {
     return load_with(1, TEENY_DTYPE_F32);
 }
 
+static teeny_status load_quantised(void) {
+    return load_with(1, TEENY_DTYPE_Q4);
+}
+
 static teeny_status load_unaligned(void) {
     return teeny_model_load_memory(bytes + 1, len, NULL, NULL, NULL, &made_model);
 }
@@ -197,6 +201,7 @@ static const struct operation {
     {"load mapped", load_mapped, 100, 0},
     {"load read", load_read, 100, 1},
     {"load converted", load_converted, 100, 1},
+    {"load quantised", load_quantised, 100, 1},
     {"load unaligned", load_unaligned, 100, 1},
     {"new session", make_session, 100, 0},
     {"new reserved session", make_reserved_session, 100, 2},

@@ -80,7 +80,7 @@ static void cancelled(const unsigned char *bytes, size_t len) {
     int dtype;
     memset(&r, 0, sizeof r);
     o.progress = stop_at_once;
-    for (dtype = TEENY_DTYPE_AS_STORED; dtype <= TEENY_DTYPE_BF16; dtype++) {
+    for (dtype = TEENY_DTYPE_AS_STORED; dtype <= TEENY_DTYPE_Q4; dtype++) {
         size_t offset;
         o.dtype = dtype;
         for (offset = 0; offset < 2; offset++) {

@@ -85,7 +85,7 @@ static void hostile_options(void) {
     REFUSED(o.size = sizeof o - 1, TEENY_INVALID_ARGUMENT, "options.size");
     REFUSED(o.size = SIZE_MAX, TEENY_INVALID_ARGUMENT, "options.size");
     REFUSED(o.reserved = 1, TEENY_INVALID_ARGUMENT, "reserved");
-    REFUSED(o.dtype = 4, TEENY_INVALID_ARGUMENT, "dtype: found 4");
+    REFUSED(o.dtype = 6, TEENY_INVALID_ARGUMENT, "dtype: found 6");
     REFUSED(o.dtype = -1, TEENY_INVALID_ARGUMENT, "dtype: found -1");
     REFUSED(o.map = 2, TEENY_INVALID_ARGUMENT, "map: found 2");
     REFUSED(o.map = -1, TEENY_INVALID_ARGUMENT, "map: found -1");
@@ -143,6 +143,7 @@ static uint64_t fingerprint(const char *name, const teeny_model_options *options
 static void options_that_change_nothing(void) {
     const uint64_t f32 = fingerprint("model", NULL);
     const uint64_t bf16 = fingerprint("bf16", NULL);
+    uint64_t q8;
     teeny_model_options o = model_options();
     CHECK(f32 != bf16 && f32 != fingerprint("other", NULL));
     CHECK(f32 == fingerprint("model", &o));
@@ -158,6 +159,11 @@ static void options_that_change_nothing(void) {
     CHECK(bf16 == fingerprint("model", &o));
     o.dtype = TEENY_DTYPE_F16;
     CHECK(f32 != fingerprint("model", &o));
+    o.dtype = TEENY_DTYPE_Q8;
+    q8 = fingerprint("model", &o);
+    CHECK(q8 != f32 && q8 == fingerprint("q8", NULL) && q8 == fingerprint("q8", &o));
+    o.dtype = TEENY_DTYPE_Q4;
+    CHECK(f32 != fingerprint("model", &o) && q8 != fingerprint("model", &o));
     o = model_options();
     o.device = "cpu";
     o.threads = 7;
@@ -207,6 +213,11 @@ static void sizes(void) {
     o.dtype = TEENY_DTYPE_F32;
     MUST(teeny_model_load(path_of("bf16"), &o, &converted));
     CHECK(teeny_model_memory_used(converted) == 4 * N_PARAMS);
+    teeny_model_free(converted);
+    o.dtype = TEENY_DTYPE_Q8;
+    MUST(teeny_model_load(path_of("bf16"), &o, &converted));
+    CHECK(teeny_model_n_params(converted) == N_PARAMS);
+    CHECK(teeny_model_memory_used(converted) < teeny_model_memory_used(bf16));
     teeny_model_free(model);
     teeny_model_free(bf16);
     teeny_model_free(converted);

@@ -152,7 +152,7 @@ static void on_release(void *user_data, const void *data, size_t len) {
 static teeny_model_options some_model_options(void) {
     teeny_model_options o = model_options();
     o.max_seq_len = chance(80) ? 0 : some_size();
-    o.dtype = chance(80) ? 0 : (int32_t)below(6) - 1;
+    o.dtype = chance(80) ? 0 : (int32_t)below(8) - 1;
     o.map = chance(80) ? 1 : (int32_t)below(4) - 1;
     o.device = chance(90) ? NULL : chance(50) ? "cpu" : "cuda";
     o.threads = below(3);

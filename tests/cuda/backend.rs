@@ -38,6 +38,13 @@ fn every_configuration_decodes_as_on_the_cpu() {
 }
 
 #[test]
+fn blocks_are_used_as_f32() {
+    let emulator = emulator();
+    suite::blocks_are_used_as_f32();
+    assert_eq!(emulator.alive(), "");
+}
+
+#[test]
 fn prompts_in_pieces_of_any_size_agree_with_the_cpu() {
     let emulator = emulator();
     let target = |i: usize| emulator.set("capability", u64::from(TARGETS[i % TARGETS.len()]));

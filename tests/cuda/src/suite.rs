@@ -7,7 +7,7 @@ use std::sync::Arc;
 use teeny_runtime::backend::Backend;
 use teeny_runtime::{
     Batch, BatchEntry, Cpu, Cuda, Dtype, Ffn, GenerateOptions, Model, ModelConfig, Norm, Overflow,
-    PositionalEncoding, Sampler, SamplerOptions, Session, TextStream, generate,
+    PositionalEncoding, Sampler, SamplerOptions, Session, TextStream, Weights, generate,
 };
 use teeny_tests::{RandomModel, describe, every_kind, every_option, random_tokens, small};
 
@@ -65,6 +65,31 @@ pub fn every_configuration_decodes_as_on_the_cpu(on_device: OnDevice<'_>) {
             assert_close(cuda.decode(token).expect("a device"), expected, F32, &what);
             assert_close(cuda.hidden(), cpu.hidden(), F32, &what);
         }
+    }
+}
+
+/// Matrices in blocks become f32 on the device: the same logits as from the same numbers in f32, bit for bit.
+pub fn blocks_are_used_as_f32() {
+    for (dtype, tie_embeddings) in [(Dtype::Q8, false), (Dtype::Q4, true)] {
+        let config = small(PositionalEncoding::Learned, Norm::LayerNorm, Ffn::Swiglu);
+        let config = ModelConfig { tie_embeddings, attention_bias: true, ..config };
+        let file = RandomModel::new(&config, dtype, 39);
+        let in_blocks = Weights::map(&file.path()).expect("a file of our own");
+        let mut go_on = |_| ControlFlow::Continue(());
+        let wide = in_blocks.convert(Dtype::F32, &mut go_on).expect("enough memory");
+        let tokens = random_tokens(12, config.vocab_size, 40);
+        let logits = |weights: &Weights| {
+            let cuda = Cuda::new(0).expect("an emulated device");
+            let model = Arc::new(Model::load(cuda, weights).expect("a device that can run it"));
+            bits(session(&model).prefill(&tokens).expect("in the vocabulary"))
+        };
+        assert_eq!(logits(&in_blocks), logits(&wide), "{}", dtype.name());
+        let cpu = Arc::new(Model::load(Cpu::new(), &wide).expect("enough memory"));
+        let expected = session(&cpu).prefill(&tokens).expect("in the vocabulary").to_vec();
+        let cuda = file.load(Cuda::new(0).expect("an emulated device"));
+        let mut cuda = session(&cuda);
+        let found = cuda.prefill(&tokens).expect("in the vocabulary");
+        assert_close(found, &expected, SPLIT, dtype.name());
     }
 }
 
