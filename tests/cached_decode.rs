@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use teeny_runtime::cpu::Isa;
 use teeny_runtime::{
-    Cpu, Dtype, Ffn, GenerateOptions, Model, ModelConfig, Norm, Overflow, PositionalEncoding,
-    Sampler, Session, generate,
+    Batch, Cpu, CpuOptions, Dtype, Ffn, GenerateOptions, KvDtype, Model, ModelConfig, Norm,
+    Overflow, PositionalEncoding, Sampler, Session, generate,
 };
 use teeny_tests::allocator::allocations_of;
 use teeny_tests::{RandomModel, describe, every_kind, every_option, random_tokens, small};
@@ -136,6 +136,117 @@ fn every_instruction_set_gives_the_same_bits() {
     }
 }
 
+/// A model large enough that operations are split, of sizes that no group of rows and no block divides.
+fn wide() -> ModelConfig {
+    ModelConfig {
+        vocab_size: 203,
+        n_layer: 2,
+        n_head: 6,
+        n_kv_head: 3,
+        n_embd: 120,
+        ffn_dim: 300,
+        max_seq_len: 150,
+        tie_embeddings: true,
+        ..small(PositionalEncoding::Rope, Norm::RmsNorm, Ffn::Swiglu)
+    }
+}
+
+fn options(threads: usize, kv_dtype: KvDtype) -> CpuOptions {
+    CpuOptions { threads, kv_dtype, fast: false }
+}
+
+/// The specification on one thread, token by token, against every instruction set, number of threads and
+/// way of feeding, for each kind of weights and of keys and values, past the context too.
+#[test]
+fn threads_batches_and_pieces_give_the_same_bits() {
+    let config = wide();
+    let tokens = random_tokens(200, config.vocab_size, 22);
+    for dtype in Dtype::ALL {
+        let file = RandomModel::new(&config, *dtype, 21);
+        for kv_dtype in KvDtype::ALL {
+            let load = |isa, threads| {
+                let cpu = Cpu::with_isa(isa).and_options(options(threads, *kv_dtype));
+                file.load(cpu.expect("few threads"))
+            };
+            let mut reference = session(&load(Isa::SCALAR, 1));
+            let expected: Vec<_> = tokens
+                .iter()
+                .map(|token| bits(reference.decode(*token).expect("in the vocabulary")))
+                .collect();
+            for (isa, threads) in Isa::available().into_iter().flat_map(|isa| {
+                let threads: &[usize] = if isa == Isa::detect() { &[1, 2, 3, 8] } else { &[2] };
+                threads.iter().map(move |threads| (isa, *threads))
+            }) {
+                let name = format!(
+                    "{} {} {} threads, keys and values {}",
+                    isa.name(),
+                    dtype.name(),
+                    threads,
+                    kv_dtype.name()
+                );
+                let model = load(isa, threads);
+                let mut each = session(&model);
+                each.prefill_each(&tokens, &mut |i, logits| {
+                    assert_eq!(bits(logits), expected[i], "prompt, {name} at {i}");
+                })
+                .expect("in the vocabulary");
+                // Sessions that are at different places, together.
+                let starts = [1, 63, 64, 65, 100, 150, 170];
+                let mut sessions: Vec<Session> = starts.iter().map(|_| session(&model)).collect();
+                for (session, start) in sessions.iter_mut().zip(starts) {
+                    let found = bits(session.prefill(&tokens[..start]).expect("in the vocabulary"));
+                    assert_eq!(found, expected[start - 1], "pieces, {name} at {start}");
+                }
+                let mut batch = Batch::new(&model);
+                for step in 0..20 {
+                    let at = |i: usize| starts[i] + step;
+                    let mut entries: Vec<_> = (sessions.iter_mut().enumerate())
+                        .map(|(i, session)| (session, tokens[at(i)]))
+                        .collect();
+                    batch.decode(&mut entries).expect("in the vocabulary");
+                    for (i, session) in sessions.iter().enumerate() {
+                        let place = at(i);
+                        assert_eq!(
+                            bits(session.logits()),
+                            expected[place],
+                            "batch, {name} at {place}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Keys and values in fewer bits change the logits a little, and take less memory.
+#[test]
+fn smaller_keys_and_values_are_close() {
+    let config = wide();
+    let file = RandomModel::new(&config, Dtype::F32, 23);
+    let tokens = random_tokens(100, config.vocab_size, 24);
+    let run = |kv_dtype| {
+        let mut session =
+            session(&file.load(Cpu::with_options(options(1, kv_dtype)).expect("one thread")));
+        let logits = session.prefill(&tokens).expect("in the vocabulary").to_vec();
+        (logits, session.kv_bytes().0)
+    };
+    let (exact, bytes) = run(KvDtype::F32);
+    for (kv_dtype, tolerance, share) in [(KvDtype::F16, 2e-3, 0.51), (KvDtype::Q8, 2e-2, 0.28)] {
+        let (logits, smaller) = run(kv_dtype);
+        let error = exact.iter().zip(&logits).map(|(a, b)| (a - b).powi(2)).sum::<f32>();
+        let size = exact.iter().map(|a| a.powi(2)).sum::<f32>();
+        let error = (error / size).sqrt();
+        assert!(error > 0.0 && error < tolerance, "{}: {error}", kv_dtype.name());
+        assert!((smaller as f64) < bytes as f64 * share, "{smaller} of {bytes}");
+    }
+}
+
+#[test]
+fn too_many_threads_are_refused() {
+    let message = Cpu::with_options(options(257, KvDtype::F32)).expect_err("too many").to_string();
+    assert_eq!(message, "threads: found 257, expected 0 to 256");
+}
+
 #[test]
 fn stop_and_error_refuse_the_token_that_does_not_fit() {
     for positional_encoding in PositionalEncoding::ALL {
@@ -176,17 +287,22 @@ fn tokens_outside_the_vocabulary_are_refused() {
 fn decoding_allocates_nothing() {
     for positional_encoding in PositionalEncoding::ALL {
         let config = small(*positional_encoding, Norm::LayerNorm, Ffn::Swiglu);
-        let file = RandomModel::new(&config, Dtype::Bf16, 16);
-        let mut session = session(&file.load(Cpu::new()));
-        let tokens = random_tokens(300, config.vocab_size, 17);
-        session.reserve(tokens.len()).expect("enough memory");
-        let ((), calls) = allocations_of(|| {
-            session.prefill(&tokens[..30]).expect("in the vocabulary");
-            for token in &tokens[30..] {
-                session.decode(*token).expect("in the vocabulary");
-            }
-        });
-        assert_eq!(calls, 0, "{}", positional_encoding.name());
+        for (dtype, kv_dtype) in
+            [(Dtype::Bf16, KvDtype::F32), (Dtype::Q8, KvDtype::Q8), (Dtype::Q4, KvDtype::F16)]
+        {
+            let file = RandomModel::new(&config, dtype, 16);
+            let cpu = Cpu::with_options(options(2, kv_dtype)).expect("two threads");
+            let mut session = session(&file.load(cpu));
+            let tokens = random_tokens(300, config.vocab_size, 17);
+            session.reserve(tokens.len()).expect("enough memory");
+            let ((), calls) = allocations_of(|| {
+                session.prefill(&tokens[..30]).expect("in the vocabulary");
+                for token in &tokens[30..] {
+                    session.decode(*token).expect("in the vocabulary");
+                }
+            });
+            assert_eq!(calls, 0, "{} {}", positional_encoding.name(), dtype.name());
+        }
     }
 }
 

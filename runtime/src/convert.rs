@@ -90,9 +90,12 @@ fn run(input: &Path, dtype: Dtype, output: &Path) -> Result<(), Failure> {
             type_name(&weights)
         );
     }
-    weights.write(output, dtype).map_err(|error| match error {
-        error @ Error::Io { .. } => Failure::Output(error.to_string()),
-        error => Failure::from(error),
+    weights.write(output, dtype).map_err(|error| {
+        if matches!(error, Error::Io { .. }) {
+            Failure::Output(error.to_string())
+        } else {
+            Failure::from(error)
+        }
     })?;
     let written = Weights::map(output)?;
     eprintln!(

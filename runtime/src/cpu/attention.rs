@@ -125,8 +125,8 @@ impl<'a> Mixture<'a> {
         scores[slots.end..].fill(f32::NEG_INFINITY);
         let mut largest = [f32::NEG_INFINITY; LANES];
         for scores in scores.as_chunks::<LANES>().0 {
-            for i in 0..LANES {
-                largest[i] = if scores[i] > largest[i] { scores[i] } else { largest[i] };
+            for (largest, score) in largest.iter_mut().zip(scores) {
+                *largest = if *score > *largest { *score } else { *largest };
             }
         }
         let max = largest.iter().fold(self.max, |max, x| if *x > max { *x } else { max });
@@ -142,8 +142,8 @@ impl<'a> Mixture<'a> {
         scores[..slots.start].fill(0.0);
         scores[slots.end..].fill(0.0);
         for scores in scores.as_chunks::<LANES>().0 {
-            for i in 0..LANES {
-                self.sum[i] += scores[i];
+            for (sum, score) in self.sum.iter_mut().zip(scores) {
+                *sum += score;
             }
         }
     }

@@ -6,6 +6,8 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::avx2;
+use super::columns::{Columns, store};
+use super::products::Rows;
 use super::scalar::LANES;
 use super::simd::{PIECE, Simd};
 
@@ -186,4 +188,91 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
 fn halved(x: __m512) -> __m256 {
     // SAFETY: as above.
     unsafe { _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x)) }
+}
+
+/// [`scalar::matmul`](super::scalar::matmul) with activations rounded to bf16 and two products added at
+/// once: faster, and close to it.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(super) fn matmul_bf16(
+    out: &mut Columns<'_>,
+    add: bool,
+    x: &[f32],
+    n_rows: usize,
+    Rows { w, bias, width }: Rows<'_, bf16>,
+) {
+    let n = w.len() / width;
+    let mut first = 0;
+    while first < n {
+        let r = if first + 4 <= n { 4 } else { 1 };
+        let bias = bias.map(|bias| &bias[first..][..r]);
+        let w = &w[first * width..][..r * width];
+        let mut t = 0;
+        while t < n_rows {
+            let rows = if t + 4 <= n_rows { 4 } else { 1 };
+            let x = &x[t * width..][..rows * width];
+            let mut sums = [[0.0; 4]; 4];
+            match (r, rows) {
+                (4, 4) => dots_bf16::<4, 4>(&mut sums, w, x, width),
+                (4, _) => dots_bf16::<4, 1>(&mut sums, w, x, width),
+                (_, 4) => dots_bf16::<1, 4>(&mut sums, w, x, width),
+                (..) => dots_bf16::<1, 1>(&mut sums, w, x, width),
+            }
+            for (i, sums) in sums[..rows].iter().enumerate() {
+                store(&mut out.row(t + i)[first..][..r], &sums[..r], bias, add);
+            }
+            t += rows;
+        }
+        first += r;
+    }
+}
+
+/// Products of R rows of weights with T rows of activations. `sums`: (T, R)
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+#[inline]
+fn dots_bf16<const R: usize, const T: usize>(
+    sums: &mut [[f32; 4]; 4],
+    w: &[bf16],
+    x: &[f32],
+    width: usize,
+) {
+    const STEP: usize = 2 * LANES;
+    let mut lanes = [[_mm512_setzero_ps(); R]; T];
+    let mut column = 0;
+    while column < width {
+        // Masks end the row: what is not loaded is zero.
+        let left = width - column;
+        let mask = if left >= STEP { u32::MAX } else { (1 << left) - 1 };
+        let (low, high) = (mask as u16, (mask >> LANES) as u16);
+        let mut rows = [_mm512_setzero_ps(); R].map(cast);
+        for r in 0..R {
+            let from = w[r * width + column..].as_ptr().cast::<i16>();
+            // SAFETY: the mask leaves out what lies behind the row.
+            let loaded = unsafe { _mm512_maskz_loadu_epi16(mask, from) };
+            rows[r] = cast(_mm512_castsi512_ps(loaded));
+        }
+        for t in 0..T {
+            let from = x[t * width + column..].as_ptr();
+            // SAFETY: as above.
+            let (a, b) = unsafe {
+                let second = from.wrapping_add(LANES);
+                (_mm512_maskz_loadu_ps(low, from), _mm512_maskz_loadu_ps(high, second))
+            };
+            let x = _mm512_cvtne2ps_pbh(b, a);
+            for r in 0..R {
+                lanes[t][r] = _mm512_dpbf16_ps(lanes[t][r], rows[r], x);
+            }
+        }
+        column += STEP;
+    }
+    for t in 0..T {
+        for r in 0..R {
+            sums[t][r] = avx2::sum(halved(lanes[t][r]));
+        }
+    }
+}
+
+#[inline(always)]
+fn cast(x: __m512) -> __m512bh {
+    // SAFETY: both are 512 bits, and every pattern of them is a value.
+    unsafe { std::mem::transmute(x) }
 }

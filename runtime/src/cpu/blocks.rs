@@ -4,7 +4,7 @@
 //! of integers and exact; only the sum of the scaled blocks rounds, in the order of the blocks. All paths
 //! therefore give the same bits. A lane is a row: no sum crosses a vector.
 
-use super::columns::{Columns, Store};
+use super::columns::{Columns, store};
 use super::scalar::LANES;
 use super::simd::{PIECE, Simd};
 use crate::quant::q4::{self, Q4};
@@ -146,9 +146,10 @@ impl Blocks for Q4<'_> {
 /// `out[t] = w · x[t] + bias` for the rows of weights from `first` on, a multiple of [`ROWS`], by `n_rows`
 /// rows of activations: G groups of rows at once where there is one row of activations, else T of those.
 #[inline(always)]
-pub fn matmul<S: Simd, W: Blocks, const G: usize, const T: usize, const ADD: bool>(
+pub fn matmul<S: Simd, W: Blocks, const G: usize, const T: usize>(
     s: S,
     out: &mut Columns<'_>,
+    add: bool,
     first: usize,
     x: Quantised<'_>,
     n_rows: usize,
@@ -162,7 +163,7 @@ pub fn matmul<S: Simd, W: Blocks, const G: usize, const T: usize, const ADD: boo
         while g + G <= groups {
             let [lanes] = w.dots::<S, G, 1>(s, group + g, [x.row(0)]);
             for (i, lanes) in lanes.into_iter().enumerate() {
-                store::<S, ADD>(s, out, 0, (g + i) * ROWS, lanes, bias);
+                finish(s, out, 0, (g + i) * ROWS, lanes, bias, add);
             }
             g += G;
         }
@@ -173,13 +174,13 @@ pub fn matmul<S: Simd, W: Blocks, const G: usize, const T: usize, const ADD: boo
             let rows: [_; T] = std::array::from_fn(|i| x.row(t + i));
             let lanes = w.dots::<S, 1, T>(s, group + g, rows);
             for (i, [lanes]) in lanes.into_iter().enumerate() {
-                store::<S, ADD>(s, out, t + i, g * ROWS, lanes, bias);
+                finish(s, out, t + i, g * ROWS, lanes, bias, add);
             }
             t += T;
         }
         while t < n_rows {
             let [[lanes]] = w.dots::<S, 1, 1>(s, group + g, [x.row(t)]);
-            store::<S, ADD>(s, out, t, g * ROWS, lanes, bias);
+            finish(s, out, t, g * ROWS, lanes, bias, add);
             t += 1;
         }
         g += 1;
@@ -188,17 +189,18 @@ pub fn matmul<S: Simd, W: Blocks, const G: usize, const T: usize, const ADD: boo
 
 /// The results of one group of rows, of which the last may have fewer.
 #[inline(always)]
-fn store<S: Simd, const ADD: bool>(
+fn finish<S: Simd>(
     s: S,
     out: &mut Columns<'_>,
     t: usize,
     from: usize,
     lanes: S::F,
     bias: Option<&[f32]>,
+    add: bool,
 ) {
     let mut sums = [0.0; LANES];
     s.store(lanes, &mut sums);
     let len = LANES.min(out.width() - from);
     let bias = bias.map(|bias| &bias[from..][..len]);
-    Store::<ADD>::run(&mut out.row(t)[from..][..len], &sums[..len], bias);
+    store(&mut out.row(t)[from..][..len], &sums[..len], bias, add);
 }

@@ -51,27 +51,11 @@ impl<'a, T> Columns<'a, T> {
     }
 }
 
-/// What is done with a product: it becomes the result, or is added to what is there.
-pub struct Store<const ADD: bool>;
-
-impl<const ADD: bool> Store<ADD> {
-    /// With the bias added to it.
-    #[inline(always)]
-    pub fn run(out: &mut [f32], products: &[f32], bias: Option<&[f32]>) {
-        match bias {
-            Some(bias) => {
-                for ((out, product), bias) in out.iter_mut().zip(products).zip(bias) {
-                    Self::one(out, product + bias);
-                }
-            }
-            None => {
-                out.iter_mut().zip(products).for_each(|(out, product)| Self::one(out, *product))
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn one(out: &mut f32, product: f32) {
-        *out = if ADD { *out + product } else { product };
+/// A product, with the bias added to it, becomes the result, or is added to what is there.
+#[inline(always)]
+pub fn store(out: &mut [f32], products: &[f32], bias: Option<&[f32]>, add: bool) {
+    for (i, (out, product)) in out.iter_mut().zip(products).enumerate() {
+        let product = bias.map_or(*product, |bias| product + bias[i]);
+        *out = if add { *out + product } else { product };
     }
 }

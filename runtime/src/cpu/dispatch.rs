@@ -6,6 +6,8 @@
 
 use std::ops::Range;
 
+use half::bf16;
+
 use super::attention::{self, Bias, KvElement, Mixture, Page};
 use super::blocks::{self, Quantised};
 use super::columns::Columns;
@@ -92,6 +94,39 @@ impl Isa {
             Kind::NeonDot => "neon-dotprod",
         }
     }
+}
+
+/// Whether [`matmul_fast`] has instructions of its own here.
+pub fn has_fast(isa: Isa) -> bool {
+    match isa.0 {
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx512 | Kind::Avx512Vnni => is_x86_feature_detected!("avx512bf16"),
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx2 => false,
+        #[cfg(target_arch = "aarch64")]
+        Kind::Neon | Kind::NeonDot => false,
+        Kind::Scalar | Kind::Portable => false,
+    }
+}
+
+/// [`scalar::matmul`] for bf16 with activations rounded to bf16, where the machine has instructions for it
+/// ([`has_fast`]); false where it has not, and then nothing was done.
+pub fn matmul_fast(
+    isa: Isa,
+    out: &mut Columns<'_>,
+    add: bool,
+    x: &[f32],
+    n_rows: usize,
+    rows: Rows<'_, bf16>,
+) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if has_fast(isa) {
+        // SAFETY: just detected, as were the others for an `Isa` of this kind.
+        unsafe { super::avx512::matmul_bf16(out, add, x, n_rows, rows) }
+        return true;
+    }
+    let _ = (isa, out, add, x, n_rows, rows);
+    false
 }
 
 /// Makes `pub fn name(isa, arguments)` which runs `simd` for `isa`, with `s` the instruction set, R by T the
@@ -194,16 +229,10 @@ kernel! {
         rows: Rows<'_, E>,
         panel: &mut [f32],
     ),
-    scalar: if add {
-        scalar::matmul::<E, true>(out, x, n_rows, rows)
-    } else {
-        scalar::matmul::<E, false>(out, x, n_rows, rows)
-    },
-    s => match (n_rows, add) {
-        (1, false) => products::one::<_, E, false>(s, out, x, rows),
-        (1, true) => products::one::<_, E, true>(s, out, x, rows),
-        (_, false) => products::many::<_, E, R, T, false>(s, out, x, n_rows, rows, panel),
-        (_, true) => products::many::<_, E, R, T, true>(s, out, x, n_rows, rows, panel),
+    scalar: scalar::matmul(out, add, x, n_rows, rows),
+    s => match n_rows {
+        1 => products::one(s, out, add, x, rows),
+        _ => products::many::<_, E, R, T>(s, out, add, x, n_rows, rows, panel),
     }
 }
 
@@ -218,16 +247,8 @@ kernel! {
         w: Q8<'_>,
         bias: Option<&[f32]>,
     ),
-    scalar: if add {
-        scalar::matmul_q8::<true>(out, first, x, n_rows, w, bias)
-    } else {
-        scalar::matmul_q8::<false>(out, first, x, n_rows, w, bias)
-    },
-    s => if add {
-        blocks::matmul::<_, _, G, T8, true>(s, out, first, x, n_rows, w, bias)
-    } else {
-        blocks::matmul::<_, _, G, T8, false>(s, out, first, x, n_rows, w, bias)
-    }
+    scalar: scalar::matmul_q8(out, add, first, x, n_rows, w, bias),
+    s => blocks::matmul::<_, _, G, T8>(s, out, add, first, x, n_rows, w, bias)
 }
 
 kernel! {
@@ -241,16 +262,8 @@ kernel! {
         w: Q4<'_>,
         bias: Option<&[f32]>,
     ),
-    scalar: if add {
-        scalar::matmul_q4::<true>(out, first, x, n_rows, w, bias)
-    } else {
-        scalar::matmul_q4::<false>(out, first, x, n_rows, w, bias)
-    },
-    s => if add {
-        blocks::matmul::<_, _, G, T8, true>(s, out, first, x, n_rows, w, bias)
-    } else {
-        blocks::matmul::<_, _, G, T8, false>(s, out, first, x, n_rows, w, bias)
-    }
+    scalar: scalar::matmul_q4(out, add, first, x, n_rows, w, bias),
+    s => blocks::matmul::<_, _, G, T8>(s, out, add, first, x, n_rows, w, bias)
 }
 
 kernel! {

@@ -170,7 +170,7 @@ impl Backend for Cpu {
             KvDtype::F32 => String::new(),
             kv @ (KvDtype::F16 | KvDtype::Q8) => format!(", keys and values in {}", kv.name()),
         };
-        let fast = if self.options.fast { ", fast" } else { "" };
+        let fast = if self.options.fast && dispatch::has_fast(self.isa) { ", bf16" } else { "" };
         format!("cpu, {}, {threads} thread{s}{kv}{fast}", self.isa.name())
     }
 

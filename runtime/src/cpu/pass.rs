@@ -306,7 +306,9 @@ impl Cpu {
             }
             TensorData::Bf16(w) => {
                 let w = Rows { w: &w[of], bias, width };
-                dispatch::matmul(isa, out, add, x, rows, w, &mut panel);
+                if !(self.options.fast && dispatch::matmul_fast(isa, out, add, x, rows, w)) {
+                    dispatch::matmul(isa, out, add, x, rows, w, &mut panel);
+                }
             }
             TensorData::Q8(w) => dispatch::matmul_q8(isa, out, add, first, blocks, rows, w, bias),
             TensorData::Q4(w) => dispatch::matmul_q4(isa, out, add, first, blocks, rows, w, bias),

@@ -5,7 +5,7 @@
 
 use half::{bf16, f16};
 
-use super::columns::{Columns, Store};
+use super::columns::{Columns, store};
 use super::scalar::{Element, LANES};
 use super::simd::Simd;
 
@@ -72,9 +72,10 @@ const RESIDENT: usize = 4096;
 
 /// `out[t] = w · x[t] + bias`, for one row of activations.
 #[inline(always)]
-pub fn one<S: Simd, E: Weight, const ADD: bool>(
+pub fn one<S: Simd, E: Weight>(
     s: S,
     out: &mut Columns<'_>,
+    add: bool,
     x: &[f32],
     rows: Rows<'_, E>,
 ) {
@@ -85,12 +86,12 @@ pub fn one<S: Simd, E: Weight, const ADD: bool>(
     let mut first = 0;
     while first + 4 <= n {
         let lanes = dots_ahead(s, [row(first), row(first + 1), row(first + 2), row(first + 3)], x);
-        Store::<ADD>::run(&mut out[first..][..4], &s.sum4(lanes), bias.map(|b| &b[first..][..4]));
+        store(&mut out[first..][..4], &s.sum4(lanes), bias.map(|b| &b[first..][..4]), add);
         first += 4;
     }
     while first < n {
         let [[lanes]] = dots(s, [row(first)], [x]);
-        Store::<ADD>::run(&mut out[first..][..1], &[s.sum(lanes)], bias.map(|b| &b[first..][..1]));
+        store(&mut out[first..][..1], &[s.sum(lanes)], bias.map(|b| &b[first..][..1]), add);
         first += 1;
     }
 }
@@ -98,9 +99,10 @@ pub fn one<S: Simd, E: Weight, const ADD: bool>(
 /// The same for `n_rows` rows, in blocks of R rows of weights by T of activations. `x`: (n_rows, width);
 /// `panel` holds [`PANEL`] rows.
 #[inline(always)]
-pub fn many<S: Simd, E: Weight, const R: usize, const T: usize, const ADD: bool>(
+pub fn many<S: Simd, E: Weight, const R: usize, const T: usize>(
     s: S,
     out: &mut Columns<'_>,
+    add: bool,
     x: &[f32],
     n_rows: usize,
     rows: Rows<'_, E>,
@@ -126,11 +128,11 @@ pub fn many<S: Simd, E: Weight, const R: usize, const T: usize, const ADD: bool>
             let end = n_rows.min(t + step);
             let mut r = 0;
             while r + R <= n {
-                strip::<S, R, T, ADD>(s, out, x, w, bias, width, t..end, (first, r));
+                strip::<S, R, T>(s, out, add, x, w, bias, width, t..end, (first, r));
                 r += R;
             }
             while r < n {
-                strip::<S, 1, T, ADD>(s, out, x, w, bias, width, t..end, (first, r));
+                strip::<S, 1, T>(s, out, add, x, w, bias, width, t..end, (first, r));
                 r += 1;
             }
             t = end;
@@ -142,9 +144,10 @@ pub fn many<S: Simd, E: Weight, const R: usize, const T: usize, const ADD: bool>
 /// activations.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-fn strip<S: Simd, const R: usize, const T: usize, const ADD: bool>(
+fn strip<S: Simd, const R: usize, const T: usize>(
     s: S,
     out: &mut Columns<'_>,
+    add: bool,
     x: &[f32],
     w: &[f32],
     bias: Option<&[f32]>,
@@ -159,14 +162,14 @@ fn strip<S: Simd, const R: usize, const T: usize, const ADD: bool>(
         let x: [&[f32]; T] = std::array::from_fn(|i| &x[(t + i) * width..][..width]);
         let lanes = dots(s, w, x);
         let sums = sums(s, lanes);
-        for i in 0..T {
-            Store::<ADD>::run(&mut out.row(t + i)[first + r..][..R], &sums[i], bias);
+        for (i, sums) in sums.iter().enumerate() {
+            store(&mut out.row(t + i)[first + r..][..R], sums, bias, add);
         }
         t += T;
     }
     while t < rows.end {
         let [sums] = sums(s, dots(s, w, [&x[t * width..][..width]]));
-        Store::<ADD>::run(&mut out.row(t)[first + r..][..R], &sums, bias);
+        store(&mut out.row(t)[first + r..][..R], &sums, bias, add);
         t += 1;
     }
 }

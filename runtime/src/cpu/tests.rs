@@ -258,6 +258,35 @@ proptest! {
     }
 }
 
+/// The fast products, which round activations to bf16, against exact ones of the rounded numbers.
+#[test]
+fn fast_products_are_close() {
+    let isa = Isa::detect();
+    if !dispatch::has_fast(isa) {
+        println!("SKIPPED: no bf16 instructions here");
+        return;
+    }
+    let mut random = Random(3);
+    for (n, width, rows) in [(1, 1, 1), (5, 33, 1), (19, 100, 5), (64, 256, 9), (3, 31, 4)] {
+        let w: Vec<bf16> =
+            random.numbers(n * width, false).into_iter().map(bf16::from_f32).collect();
+        let x = random.numbers(rows * width, false);
+        let mut found = vec![1.0; rows * n];
+        let map = Rows { w: &w, bias: None, width };
+        assert!(dispatch::matmul_fast(isa, &mut Columns::all(&mut found, n), true, &x, rows, map));
+        for t in 0..rows {
+            for i in 0..n {
+                let product = |k: usize| {
+                    w[i * width + k].to_f64() * bf16::from_f32(x[t * width + k]).to_f64()
+                };
+                let exact: f64 = (0..width).map(product).sum();
+                let error = (f64::from(found[t * n + i]) - 1.0 - exact).abs();
+                assert!(error < 1e-5 * width as f64, "{n} x {width}, row {t}, column {i}: {error}");
+            }
+        }
+    }
+}
+
 /// The sums of the specification, against f64.
 #[test]
 fn products_are_close_to_exact_ones() {
