@@ -160,10 +160,12 @@ fn options(threads: usize, kv_dtype: KvDtype) -> CpuOptions {
 #[test]
 fn threads_batches_and_pieces_give_the_same_bits() {
     let config = wide();
-    let tokens = random_tokens(200, config.vocab_size, 22);
+    let tokens = random_tokens(175, config.vocab_size, 22);
     for dtype in Dtype::ALL {
         let file = RandomModel::new(&config, *dtype, 21);
-        for kv_dtype in KvDtype::ALL {
+        // The storage of keys and values has nothing to do with that of the weights.
+        let kv_dtypes = if *dtype == Dtype::Q8 { KvDtype::ALL } else { &[KvDtype::F32] };
+        for kv_dtype in kv_dtypes {
             let load = |isa, threads| {
                 let cpu = Cpu::with_isa(isa).and_options(options(threads, *kv_dtype));
                 file.load(cpu.expect("few threads"))
@@ -191,14 +193,14 @@ fn threads_batches_and_pieces_give_the_same_bits() {
                 })
                 .expect("in the vocabulary");
                 // Sessions that are at different places, together.
-                let starts = [1, 63, 64, 65, 100, 150, 170];
+                let starts = [1, 63, 64, 65, 149, 165];
                 let mut sessions: Vec<Session> = starts.iter().map(|_| session(&model)).collect();
                 for (session, start) in sessions.iter_mut().zip(starts) {
                     let found = bits(session.prefill(&tokens[..start]).expect("in the vocabulary"));
                     assert_eq!(found, expected[start - 1], "pieces, {name} at {start}");
                 }
                 let mut batch = Batch::new(&model);
-                for step in 0..20 {
+                for step in 0..10 {
                     let at = |i: usize| starts[i] + step;
                     let mut entries: Vec<_> = (sessions.iter_mut().enumerate())
                         .map(|(i, session)| (session, tokens[at(i)]))

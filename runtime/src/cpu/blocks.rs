@@ -146,6 +146,7 @@ impl Blocks for Q4<'_> {
 /// `out[t] = w · x[t] + bias` for the rows of weights from `first` on, a multiple of [`ROWS`], by `n_rows`
 /// rows of activations: G groups of rows at once where there is one row of activations, else T of those.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 pub fn matmul<S: Simd, W: Blocks, const G: usize, const T: usize>(
     s: S,
     out: &mut Columns<'_>,
