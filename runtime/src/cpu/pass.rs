@@ -28,6 +28,8 @@ use crate::weights::{Tensor, TensorData};
 /// Bytes of weights (times rows of activations) below which a part of an operation does not pay for handing
 /// it to another thread.
 const GRAIN: usize = 16 << 10;
+/// Parts for each thread in operations on many rows.
+const SPARE: usize = 4;
 
 /// What differs from pass to pass, and what operations need for a moment.
 pub struct CpuPass {
@@ -106,15 +108,18 @@ fn is_quantised(tensor: &Tensor) -> bool {
 }
 
 impl Cpu {
-    /// How many parts an operation of so many bytes is worth.
-    fn parts(&self, bytes: usize) -> usize {
-        (bytes / GRAIN).clamp(1, self.pool().threads())
+    /// How many parts an operation is worth that reads so many bytes for each of some rows: one for each
+    /// thread; several where it takes long, so that no thread waits for a slower one.
+    fn parts(&self, bytes: usize, rows: usize) -> usize {
+        let threads = self.pool().threads();
+        let most = if rows > 1 && threads > 1 { SPARE * threads } else { threads };
+        (bytes.saturating_mul(rows) / GRAIN).clamp(1, most)
     }
 
     /// Calls `f` with ranges that together are 0 to `rows`, each on a thread, for rows of `width` numbers.
     fn by_rows(&self, rows: usize, width: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
-        let parts = self.parts(4 * rows * width).min(rows);
-        self.pool().run(parts, &|part| f(share(rows, parts, part)));
+        let parts = self.parts(4 * width, rows).min(rows);
+        self.pool().run(parts, &|part, _| f(share(rows, parts, part)));
     }
 
     /// `out[t] = norm(x[t])` for `rows` rows; a plain copy without weights. Both (T, width).
@@ -219,8 +224,8 @@ impl Cpu {
             (linear, Columns::all(&mut out[..rows * n], n), n.div_ceil(ROWS))
         });
         let groups: usize = maps.iter().map(|(.., groups)| groups).sum();
-        let parts = self.parts(bytes.saturating_mul(rows)).min(groups);
-        self.pool().run(parts, &|part| {
+        let parts = self.parts(bytes, rows).min(groups);
+        self.pool().run(parts, &|part, thread| {
             let range = share(groups, parts, part);
             let mut before = 0;
             for (linear, out, groups) in &maps {
@@ -232,7 +237,7 @@ impl Cpu {
                 }
                 // SAFETY: the groups of rows belong to one part each, and so do their columns.
                 let mut out = unsafe { out.part(rows.clone()) };
-                self.product(&mut out, rows.start, input, linear, add, &scratch[part]);
+                self.product(&mut out, rows.start, input, linear, add, &scratch[thread]);
             }
         });
     }
@@ -257,17 +262,17 @@ impl Cpu {
         let bytes = weights.up_proj.weight.bytes().len()
             + gate_weight.map_or(0, |weight| weight.bytes().len());
         let groups = ffn_dim.div_ceil(ROWS);
-        let parts = self.parts(bytes.saturating_mul(rows)).min(groups);
+        let parts = self.parts(bytes, rows).min(groups);
         let gates = Columns::all(&mut gate[..rows * ffn_dim], ffn_dim);
         let ups = Columns::all(&mut up[..rows * ffn_dim], ffn_dim);
-        self.pool().run(parts, &|part| {
+        self.pool().run(parts, &|part, thread| {
             let range = rows_of(share(groups, parts, part), ffn_dim);
             // SAFETY: the groups of rows belong to one part each, and so do their columns.
             let (mut gate, mut up) =
                 unsafe { (gates.part(range.clone()), ups.part(range.clone())) };
-            self.product(&mut up, range.start, input, &weights.up_proj, false, &scratch[part]);
+            self.product(&mut up, range.start, input, &weights.up_proj, false, &scratch[thread]);
             if let Some(gate_proj) = &weights.gate_proj {
-                self.product(&mut gate, range.start, input, gate_proj, false, &scratch[part]);
+                self.product(&mut gate, range.start, input, gate_proj, false, &scratch[thread]);
             }
             for t in 0..rows {
                 let gate = match weights.kind {
@@ -329,13 +334,14 @@ impl Cpu {
         let group = shape.n_head / shape.n_kv_head;
         let rows = pass.tokens.len();
         let seen: usize = spans.iter().map(|span| span.rows * (span.pos + span.rows)).sum();
-        let parts = self.parts(seen.saturating_mul(4 * n_embd)).min(shape.n_head * rows);
+        let parts =
+            self.parts(seen.saturating_mul(4 * n_embd) / rows, rows).min(shape.n_head * rows);
         // Heads first; rows too, where there are fewer heads than threads.
         let chunks = parts.div_ceil(shape.n_head).min(rows);
         let units = shape.n_head * chunks;
         let all = Columns::all(&mut out[..rows * n_embd], n_embd);
-        self.pool().run(parts, &|part| {
-            let mut scratch = pass.scratch[part].lock().unwrap_or_else(PoisonError::into_inner);
+        self.pool().run(parts, &|part, thread| {
+            let mut scratch = pass.scratch[thread].lock().unwrap_or_else(PoisonError::into_inner);
             for unit in share(units, parts, part) {
                 let (head, chunk) = (unit / chunks, share(rows, chunks, unit % chunks));
                 let columns = head * head_dim..(head + 1) * head_dim;

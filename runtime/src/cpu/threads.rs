@@ -29,7 +29,7 @@ pub struct Pool {
     busy: Mutex<()>,
 }
 
-/// The parts of a job, each by its number.
+/// A job's parts by their numbers, or the share of each thread by its own.
 type Job<'a> = &'a (dyn Fn(usize) + Sync);
 
 struct Shared {
@@ -88,24 +88,36 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Calls `job` once with each number below `parts`, on as many threads as there are, and returns when
-    /// all calls have. Another thread's work, if the pool is at it, goes on undisturbed: the caller then
+    /// Calls `job` once with each number below `parts` and the number of the thread that does it, on as many
+    /// threads as there are, and returns when all calls have. Up to as many parts as threads, each thread
+    /// finds the same part again in the next job, and with it the same weights in its caches; more parts go
+    /// to whoever is free. Another thread's work, if the pool is at it, goes on undisturbed: the caller then
     /// does all of its own.
-    pub fn run(&self, parts: usize, job: Job<'_>) {
-        let parts_at_once = parts.min(self.threads());
+    pub fn run(&self, parts: usize, job: &(dyn Fn(usize, usize) + Sync)) {
+        let threads = parts.min(self.threads());
         let busy = match self.busy.try_lock() {
-            _ if parts_at_once < 2 => None,
+            _ if threads < 2 => None,
             Ok(guard) => Some(guard),
             // A job that panicked was over before the panic went on.
             Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
             Err(TryLockError::WouldBlock) => None,
         };
         if busy.is_none() {
-            return (0..parts).for_each(job);
+            return (0..parts).for_each(|part| job(part, 0));
         }
-        // More parts than threads go round.
-        let share = |first: usize| (first..parts).step_by(parts_at_once).for_each(job);
-        self.shared.run(parts_at_once, &share);
+        if parts == threads {
+            return self.shared.run(threads, &|thread| job(thread, thread));
+        }
+        let next = AtomicUsize::new(0);
+        self.shared.run(threads, &|thread| {
+            loop {
+                let part = next.fetch_add(1, Ordering::Relaxed);
+                if part >= parts {
+                    return;
+                }
+                job(part, thread);
+            }
+        });
     }
 }
 
@@ -236,7 +248,8 @@ mod tests {
     /// Counts the calls for each number.
     fn counted(pool: &Pool, parts: usize) -> Vec<usize> {
         let counts: Vec<AtomicUsize> = (0..parts).map(|_| AtomicUsize::new(0)).collect();
-        pool.run(parts, &|i| {
+        pool.run(parts, &|i, thread| {
+            assert!(thread < pool.threads());
             counts[i].fetch_add(1, Ordering::Relaxed);
         });
         counts.into_iter().map(AtomicUsize::into_inner).collect()
@@ -270,8 +283,8 @@ mod tests {
     fn a_job_may_use_the_pool_itself() {
         let pool = Pool::new(2);
         let count = AtomicUsize::new(0);
-        pool.run(2, &|_| {
-            pool.run(3, &|_| {
+        pool.run(2, &|_, _| {
+            pool.run(3, &|_, _| {
                 count.fetch_add(1, Ordering::Relaxed);
             })
         });
@@ -282,7 +295,7 @@ mod tests {
     fn a_panic_comes_out_and_the_pool_lives_on() {
         let pool = Pool::new(3);
         for wrong in 0..3 {
-            let run = || pool.run(3, &|i| assert_ne!(i, wrong, "wanted"));
+            let run = || pool.run(3, &|i, _| assert_ne!(i, wrong, "wanted"));
             assert!(catch_unwind(AssertUnwindSafe(run)).is_err(), "part {wrong}");
             assert_eq!(counted(&pool, 6), [1; 6]);
         }
