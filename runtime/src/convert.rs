@@ -90,9 +90,13 @@ fn run(input: &Path, dtype: Dtype, output: &Path) -> Result<(), Failure> {
             type_name(&weights)
         );
     }
-    weights.write(output, dtype).map_err(|error| match error {
-        error @ Error::Io { .. } => Failure::Output(error.to_string()),
-        error => Failure::from(error),
+    weights.write(output, dtype).map_err(|error| {
+        let message = error.to_string();
+        if matches!(error, Error::Io { .. }) {
+            Failure::Output(message)
+        } else {
+            Failure::Use(message)
+        }
     })?;
     let written = Weights::map(output)?;
     eprintln!(

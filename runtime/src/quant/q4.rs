@@ -30,7 +30,7 @@ impl Q4<'_> {
         let (q, lane) = (&self.q[place * BYTES..][..BYTES], row % ROWS);
         let weight = |i: usize| {
             let byte = q[(i / PIECE / 2 * ROWS + lane) * PIECE + i % PIECE];
-            if i / PIECE % 2 == 0 { byte & 15 } else { byte >> 4 }
+            if (i / PIECE).is_multiple_of(2) { byte & 15 } else { byte >> 4 }
         };
         let scales = &self.scales[place * 2 * ROWS..];
         (std::array::from_fn(weight), scales[lane], scales[ROWS + lane])
