@@ -91,10 +91,11 @@ fn run(input: &Path, dtype: Dtype, output: &Path) -> Result<(), Failure> {
         );
     }
     weights.write(output, dtype).map_err(|error| {
+        let message = error.to_string();
         if matches!(error, Error::Io { .. }) {
-            Failure::Output(error.to_string())
+            Failure::Output(message)
         } else {
-            Failure::from(error)
+            Failure::Use(message)
         }
     })?;
     let written = Weights::map(output)?;
