@@ -14,8 +14,8 @@ round after the other of the same work:
 The ratio of a round is teeny's tokens per second by the peer's; the tables show the median of all rounds,
 the least and the greatest. The first round of each is not counted. 'Of read' is how much of a plain read's
 bytes per second decoding gets out of the weights; a read of as many bytes by as many threads is in every
-round of decode. Models and llama.cpp, which llama_cpp.sh builds, are kept in $TEENY_PEERS or
-~/.cache/teeny-peers.
+round of decode. 'Others' is how many cores other programs kept busy: above 0.05, a row says little. Models
+and llama.cpp, which llama_cpp.sh builds, are kept in $TEENY_PEERS or ~/.cache/teeny-peers.
 """
 
 import argparse
@@ -26,7 +26,6 @@ import os
 import pathlib
 import re
 import statistics
-import struct
 import subprocess
 import sys
 import time
@@ -58,10 +57,6 @@ def say(text):
     print(f"cpu.py: {text}", file=sys.stderr, flush=True)
 
 
-def die(text):
-    sys.exit(f"cpu.py: {text}")
-
-
 # Models
 
 
@@ -87,14 +82,12 @@ def write_gguf(path, config, tensors, dtype):
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_tokenizer_model("no_vocab")
+    heads = {"q_proj": config.n_head, "k_proj": config.n_kv_head}
     for name, tensor in tensors.items():
-        values, kind = tensor.numpy(), stored
-        if "q_proj" in name:
-            values = paired(values, config.n_head)
-        elif "k_proj" in name:
-            values = paired(values, config.n_kv_head)
-        if values.ndim == 1:  # llama.cpp has norms in f32 always
-            kind = gguf.GGMLQuantizationType.F32
+        n_head = heads.get(name.split(".")[-2])
+        values = paired(tensor.numpy(), n_head) if n_head else tensor.numpy()
+        # llama.cpp has norms in f32 always.
+        kind = stored if values.ndim > 1 else gguf.GGMLQuantizationType.F32
         name = names.get_name(name, try_suffixes=[".weight"])
         writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
     writer.write_header_to_file()
@@ -142,8 +135,7 @@ class Models:
 def bytes_per_token(path, config):
     """Bytes of weights that a token needs: of embeddings but one row, unless they are the head as well."""
     with open(path, "rb") as file:
-        (n,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(n))
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     skipped = ("__metadata__",) if config.tie_embeddings else ("__metadata__", "model.embed_tokens.")
     spans = [entry["data_offsets"] for name, entry in header.items() if not name.startswith(skipped)]
     return sum(end - start for start, end in spans)
@@ -157,7 +149,7 @@ def checked(command):
     try:
         return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError) as error:
-        die(f"{error}; what it said is above")
+        sys.exit(f"cpu.py: {error}; what it said is above")
 
 
 class Program:
@@ -167,6 +159,7 @@ class Program:
         self.command = [str(part) for part in command]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(self.command, stdin=pipe, stdout=pipe, text=True)
+        self.pid = self.process.pid
 
     def ask(self, request):
         try:
@@ -177,7 +170,7 @@ class Program:
         line = self.process.stdout.readline()
         if not line:
             code = self.process.wait()
-            die(f"'{' '.join(self.command)}' has ended with {code} at '{request}'")
+            sys.exit(f"cpu.py: '{' '.join(self.command)}' has ended with {code} at '{request}'")
         return json.loads(line)
 
     def close(self):
@@ -191,7 +184,7 @@ class PyTorch:
     def __init__(self, path, dtype, threads):
         torch.set_num_threads(threads)
         self.file, self.dtype = File(path), DTYPES[dtype]
-        self.models = {}
+        self.pid, self.models = os.getpid(), {}
 
     def model(self, batch, n):
         """One sequence has the model's context, many have what they need."""
@@ -248,6 +241,7 @@ class Cell:
         if threads == args.threads[0]:
             self.compare(exact=dtype == "f32" and not args.fast)
         self.running = {side: self.start[side](*kv) for side in self.sides}
+        self.pids = {os.getpid(), *(side.pid for side in self.running.values())}
         self.tokens = args.tokens or TOKENS[shape]
 
     def compare(self, exact):
@@ -264,7 +258,7 @@ class Cell:
             off = (logits[side] - logits["teeny"]).abs().max()
             print(f"* {self.name}: logits (up to {greatest:.1f}) of teeny and {side} differ by {off:.1e}")
             if exact and not off < 1e-3:
-                die(f"teeny and {side} do not run the same model")
+                sys.exit(f"cpu.py: teeny and {side} do not run the same model")
 
     def rounds(self, requests):
         """{(side, request): seconds of each round that counts}, all of a round in turn."""
@@ -293,7 +287,9 @@ class Cell:
             requests.append(("teeny", "read"))
         elif kind == "batch":
             requests += [(side, alone) for side in self.sides]
+        start, before = time.perf_counter(), others(self.pids)
         found = self.rounds(requests)
+        busy = (others(self.pids) - before) / (time.perf_counter() - start)
         ours = found["teeny", request]
         cells = [self.name] + self.of_each(lambda s: f"{n / statistics.median(found[s, request]):,.0f}")
         cells += self.of_each(lambda s: ratio(found[s, request], ours))[1:]
@@ -301,8 +297,19 @@ class Cell:
             cells.append(ratio(found["teeny", "read"], ours, n))
         elif kind == "batch":
             cells += self.of_each(lambda s: ratio(found[s, alone], found[s, request], BATCH))
+        cells.append(f"{busy:.2f}")
         say(f"{kind}: {' | '.join(cells)}")
         return f"| {' | '.join(cells)} |"
+
+
+def others(pids):
+    """Seconds of cores that all but these processes have used so far, other machines of the host included."""
+    times = [int(ticks) for ticks in pathlib.Path("/proc/stat").read_text().split()[1:9]]
+    ticks = sum(times) - times[3] - times[4]  # but idle and waiting for disks
+    for pid in pids:
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks -= int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def ratio(above, below, times=1):
@@ -330,19 +337,12 @@ def positive(text):
     return int(text)
 
 
-def about(args, bench):
+def about(bench):
     commit = checked(["git", "-C", str(HERE), "describe", "--always", "--dirty"])
-    versions = [f"teeny {commit}"]
-    if bench:
-        versions.append(checked([bench, "--version"]))
-    if "pytorch" in args.peers:
-        versions.append(f"PyTorch {torch.__version__}")
+    versions = [f"teeny {commit}", f"PyTorch {torch.__version__}"]
+    versions += [checked([bench, "--version"])] if bench else []
     found = re.search(r"Model name:\s*(.*)", checked(["lscpu"]))
     machine = f"{found[1] if found else 'unknown processor'}, {os.cpu_count()} cores"
-    busy = os.getloadavg()[0]
-    versions.append(f"load {busy:.2f} before the start")
-    if busy > 0.5:
-        say(f"this machine is busy (load {busy:.2f}): the figures will not be worth much")
     print(f"{machine}, {datetime.date.today()}, {', '.join(versions)}\n\n`{' '.join(sys.argv)}`\n")
 
 
@@ -351,7 +351,7 @@ def tables(rows, peers):
     extra = {"decode": ["of read"], "batch": [f"{side} / alone" for side in sides]}
     for kind in rows:
         columns = ["shape", "dtype", "threads"] + [f"{side} tok/s" for side in sides]
-        columns += [f"teeny / {peer}" for peer in peers] + extra.get(kind, [])
+        columns += [f"teeny / {peer}" for peer in peers] + extra.get(kind, []) + ["others"]
         print(f"\n{kind}:\n\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
         print("\n".join(rows[kind]), flush=True)
 
@@ -367,7 +367,7 @@ def main():
     parser.add_argument("--kinds", type=several(KINDS), default=KINDS, help="of " + ",".join(KINDS))
     parser.add_argument("--peers", type=several(PEERS), default=PEERS, help="of " + ",".join(PEERS))
     parser.add_argument("--tokens", type=positive, help=f"of a round of decode {TOKENS}")
-    parser.add_argument("--kv", choices=["f32", "f16", "q8"], help="type of keys and values [each side's own]")
+    parser.add_argument("--kv", choices=["f32", "f16", "q8"], help="of keys and values [each side's own]")
     parser.add_argument("--fast", action="store_true", help="teeny's --fast")
     parser.add_argument("--teeny", type=pathlib.Path, default=target / "release/examples/measure")
     args = parser.parse_args()
@@ -382,7 +382,7 @@ def main():
         bench = checked(["env", f"PYTHON={sys.executable}", HERE / "llama_cpp.sh"])
         sys.path += [str(path) for path in args.cache.glob("venv/lib/python3.*/site-packages")]
 
-    about(args, bench)
+    about(bench)
     rows = {kind: [] for kind in args.kinds}
     try:
         for shape, dtype, threads in itertools.product(args.shapes, args.dtypes, args.threads):
