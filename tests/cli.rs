@@ -158,6 +158,42 @@ fn statistics_go_to_standard_error() {
     }
 }
 
+/// What the program takes beside the mapped file and the keys and values: at most 2 MB.
+#[test]
+#[cfg(target_os = "linux")]
+fn decoding_takes_little_memory() {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
+    let model = root.join("data/shakespeare.safetensors");
+    let args = ["-m", text(&model), "-p", "ROMEO:", "-n", "300", "--threads", "2", "--stats"];
+    let report = stderr(&run(&args));
+    let line = report.lines().find_map(|line| line.strip_prefix("memory ")).expect("a line of it");
+    let numbers: Vec<f64> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    // 320 slots of 4 layers, 256 keys and 256 values.
+    assert_eq!(numbers[0], 2.62, "{line}");
+    assert!(numbers[1] < 2.0, "{line}");
+}
+
+#[test]
+fn threads_and_storage_of_keys_and_values_are_chosen() {
+    let file = model();
+    let path = file.path();
+    let generate = |options: &[&str]| {
+        let args = ["-m", text(&path), "-p", "A", "-n", "20", "-s", "5", "--stats"];
+        run(&[&args[..], options].concat())
+    };
+    let plain = generate(&["--threads", "1"]);
+    assert!(stderr(&plain).contains("1 thread\n"), "{}", stderr(&plain));
+    let threads = generate(&["-t", "3"]);
+    assert!(stderr(&threads).contains("3 threads"), "{}", stderr(&threads));
+    assert_eq!(stdout(&threads), stdout(&plain));
+    let small = generate(&["--kv-dtype", "q8", "--fast"]);
+    assert!(stderr(&small).contains("keys and values in q8"), "{}", stderr(&small));
+    let path = text(&path);
+    assert!(refusal(&["-m", path, "-t", "257"]).contains("threads: found 257"));
+    assert!(refusal(&["-m", path, "--kv-dtype", "q4"]).contains("f32, f16 or q8"));
+    assert!(refusal(&["-m", path, "-d", "cuda", "--kv-dtype", "f16"]).contains("f32 on a GPU"));
+}
+
 #[test]
 fn wrong_arguments_and_files_are_refused_in_words() {
     let file = model();

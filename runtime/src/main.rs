@@ -204,7 +204,7 @@ fn run(args: &Args, start: Instant) -> Result<(), Failure> {
             let done = stream(&mut session, &mut sampler, prompt, &options)?;
             print("\n")?;
             if args.stats {
-                report(&model, &done, sampler_options.seed, start);
+                report(&model, &session, &done, sampler_options.seed, start);
             }
         }
         return Ok(());
@@ -225,7 +225,7 @@ fn run(args: &Args, start: Instant) -> Result<(), Failure> {
         eprintln!("teeny-run: the context of {} tokens is full", model.config().max_seq_len);
     }
     if args.stats {
-        report(&model, &done, seed, start);
+        report(&model, &session, &done, seed, start);
     }
     Ok(())
 }
@@ -320,7 +320,14 @@ fn clock_seed() -> u64 {
     now.map_or(0, |now| now.as_nanos() as u64)
 }
 
-fn report(model: &AnyModel, done: &Generation, seed: u64, start: Instant) {
+/// Bytes of memory that is this process's own, mapped files left out, where the system tells it.
+fn own_memory() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    Some(line.trim().strip_suffix(" kB")?.trim().parse::<f64>().ok()? * 1024.0)
+}
+
+fn report(model: &AnyModel, session: &AnySession, done: &Generation, seed: u64, start: Instant) {
     let c = model.config();
     eprintln!(
         "model    {:.2} M parameters, {} layers, {} heads, width {}, context {}, {:.1} MB",
@@ -332,6 +339,13 @@ fn report(model: &AnyModel, done: &Generation, seed: u64, start: Instant) {
         model.n_bytes() as f64 / 1e6
     );
     eprintln!("device   {}", model.describe());
+    let kv = session.kv_bytes().0 as f64 / 1e6;
+    match own_memory() {
+        Some(all) => {
+            eprintln!("memory   {kv:.2} MB of keys and values, {:.2} MB else", all / 1e6 - kv);
+        }
+        None => eprintln!("memory   {kv:.2} MB of keys and values"),
+    }
     eprintln!("seed     {seed}");
     let prefill = done.prefill_time.as_secs_f64();
     eprintln!(
