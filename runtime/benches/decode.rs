@@ -1,34 +1,105 @@
-//! Decode speed of the default model on one thread beside a plain dot product over as many bytes.
+//! Whole models of random weights: tokens in a second alone, in a prompt, and in a batch of sessions.
 //!
-//! `cargo bench -p teeny-runtime --bench decode`
+//! `cargo bench -p teeny-runtime --bench decode -- FILTER`
 //!
-//! Measurements are taken in turn, so that a change of the machine's speed meets all of them, and
-//! medians are printed.
+//! Names are model, element type and threads, then what is measured. `default-threads` is absent where
+//! it would be one thread.
 
+mod common;
+
+use std::error::Error;
 use std::hint::black_box;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use teeny_runtime::cpu::Isa;
+use criterion::{Criterion, SamplingMode, Throughput};
 use teeny_runtime::tokenizer::{CharTokenizer, Tokenizer};
 use teeny_runtime::{
-    Cpu, Dtype, Ffn, Model, ModelConfig, Norm, Overflow, PositionalEncoding, Session, Weights,
-    format,
+    Batch, Cpu, CpuOptions, Dtype, Ffn, Model, ModelConfig, Norm, Overflow, PositionalEncoding,
+    Session, Weights, format,
 };
 
-const ROUNDS: usize = 15;
-const TOKENS: usize = 256;
+/// Tokens of a decoded text and of a prompt.
+const TOKENS: usize = 128;
+/// Tokens that each session of a batch decodes.
+const BATCH_TOKENS: usize = 16;
+/// The range of ±0.05 keeps activations near those of a trained model.
+const SCALE: f32 = 0.05;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let folder = std::env::temp_dir().join(format!("teeny-bench-{}", std::process::id()));
-    std::fs::create_dir_all(&folder)?;
-    let result = run(&folder);
-    std::fs::remove_dir_all(&folder)?;
-    result
+fn main() -> Result<(), Box<dyn Error>> {
+    let folder = Folder::new()?;
+    let mut c = common::criterion(Duration::from_secs(1));
+    for (name, config) in [("default", default_model()), ("llama-3.4m", llama())] {
+        let alphabet: String = ('0'..=char::MAX).take(config.vocab_size).collect();
+        let tokenizer = Tokenizer::Char(CharTokenizer::from_text(&alphabet));
+        for dtype in [Dtype::F32, Dtype::Bf16, Dtype::Q8, Dtype::Q4] {
+            let path = folder.0.join(format!("{name}-{}", dtype.name()));
+            let mut random = common::numbers().map(|x| x * SCALE);
+            format::write_model(&path, &config, &tokenizer, &[], dtype, &mut |spec| {
+                random.by_ref().take(spec.len()).collect()
+            })?;
+            for (threads, label) in [(1, "1-thread"), (0, "default-threads")] {
+                let cpu = Cpu::with_options(CpuOptions { threads, ..CpuOptions::default() })?;
+                let model = Arc::new(Model::load(cpu, &Weights::map(&path)?)?);
+                if threads == 1 || model.backend().threads() > 1 {
+                    measure(&mut c, &format!("{name}/{}/{label}", dtype.name()), &model)?;
+                }
+            }
+        }
+    }
+    c.final_summary();
+    Ok(())
 }
 
-fn run(folder: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
-    let config = ModelConfig {
+fn measure(c: &mut Criterion, name: &str, model: &Arc<Model<Cpu>>) -> Result<(), Box<dyn Error>> {
+    const FED: &str = "the token is in the vocabulary and the session has room";
+    let tokens: Vec<u32> =
+        (0..TOKENS).map(|i| (i * 7919 % model.config().vocab_size) as u32).collect();
+    let mut sessions =
+        (0..64).map(|_| Session::new(model, Overflow::Error)).collect::<Result<Vec<_>, _>>()?;
+    let mut group = c.benchmark_group(name);
+    group.sampling_mode(SamplingMode::Flat);
+
+    group.throughput(Throughput::Elements(TOKENS as u64));
+    let session = &mut sessions[0];
+    group.bench_function("decode", |b| {
+        b.iter(|| {
+            session.reset();
+            for token in &tokens {
+                black_box(session.decode(*token).expect(FED));
+            }
+        });
+    });
+    group.bench_function("prefill", |b| {
+        b.iter(|| {
+            session.reset();
+            black_box(session.prefill(&tokens).expect(FED));
+        });
+    });
+
+    for n in [1, 8, 64] {
+        group.throughput(Throughput::Elements((n * BATCH_TOKENS) as u64));
+        let (sessions, mut batch) = (&mut sessions[..n], Batch::new(model));
+        group.bench_function(format!("batch-{n}"), |b| {
+            b.iter(|| {
+                sessions.iter_mut().for_each(Session::reset);
+                for i in 0..BATCH_TOKENS {
+                    let entries = sessions.iter_mut().zip(&tokens[i..]);
+                    let mut entries: Vec<_> = entries.map(|(s, token)| (s, *token)).collect();
+                    batch.decode(&mut entries).expect(FED);
+                    black_box(&mut entries);
+                }
+            });
+        });
+    }
+    group.finish();
+    Ok(())
+}
+
+/// That of `config.ini`, whose text has 65 different characters.
+fn default_model() -> ModelConfig {
+    ModelConfig {
         vocab_size: 65,
         n_layer: 4,
         n_head: 8,
@@ -49,107 +120,28 @@ fn run(folder: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
         tie_embeddings: false,
         qk_norm: false,
         logit_softcap: 0.0,
-    };
-    let alphabet: String = (0..65u8).map(|i| char::from(b'0' + i)).collect();
-    let tokenizer = Tokenizer::Char(CharTokenizer::from_text(&alphabet));
-    println!("instruction set: {}", Isa::detect().name());
-    println!(
-        "{:<6} {:>9} {:>9} {:>11} {:>9} {:>7}",
-        "dtype", "tok/s", "GB/s", "dot GB/s", "ratio", "prefill tok/s"
-    );
-    for dtype in Dtype::ALL {
-        let path = folder.join(dtype.name());
-        let mut random = 1u32;
-        format::write_model(&path, &config, &tokenizer, &[], *dtype, &mut |spec| {
-            (0..spec.len())
-                .map(|_| {
-                    random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                    (random >> 8) as f32 / 16_777_216.0 * 0.1 - 0.05
-                })
-                .collect()
-        })?;
-        measure(*dtype, &Arc::new(Model::load(Cpu::new(), &Weights::map(&path)?)?))?;
     }
-    Ok(())
 }
 
-/// One row of the table: `TOKENS` decode steps, a prefill of as many, and the plain dot product.
-fn measure(dtype: Dtype, model: &Arc<Model<Cpu>>) -> Result<(), Box<dyn std::error::Error>> {
-    let bytes = model.n_bytes();
-    let weights = vec![0.5f32; bytes / 4];
-    let mut session = Session::new(model, Overflow::Slide)?;
-    let prompt: Vec<u32> = (0..TOKENS as u32).map(|i| i % 65).collect();
-    let (mut decode, mut prefill, mut plain) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..=ROUNDS {
-        session.reset();
-        decode.push(time(|| {
-            for token in &prompt {
-                black_box(session.decode(*token).expect("the token is in the vocabulary"));
-            }
-        }));
-        session.reset();
-        prefill.push(time(|| {
-            black_box(session.prefill(&prompt).expect("the tokens are in the vocabulary"));
-        }));
-        plain.push(time(|| {
-            for _ in 0..TOKENS {
-                black_box(dot(black_box(&weights)));
-            }
-        }));
-    }
-    let (decode, prefill, plain) = (median(decode), median(prefill), median(plain));
-    let total = (bytes * TOKENS) as f64 / 1e9;
-    println!(
-        "{:<6} {:>9.0} {:>9.1} {:>11.1} {:>9.2} {:>7.0}",
-        dtype.name(),
-        TOKENS as f64 / decode,
-        total / decode,
-        total / plain,
-        plain / decode,
-        TOKENS as f64 / prefill,
-    );
-    Ok(())
+/// As Llama, of 3.4M weights.
+fn llama() -> ModelConfig {
+    ModelConfig { vocab_size: 384, ffn_dim: 704, norm: Norm::RmsNorm, ..default_model() }
 }
 
-fn time(f: impl FnOnce()) -> Duration {
-    let start = Instant::now();
-    f();
-    start.elapsed()
+/// A folder for the models, removed at the end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> std::io::Result<Folder> {
+        let folder = std::env::temp_dir().join(format!("teeny-bench-{}", std::process::id()));
+        std::fs::create_dir_all(&folder)?;
+        Ok(Folder(folder))
+    }
 }
 
-/// Median in seconds, without the first round, which warms the caches.
-fn median(mut times: Vec<Duration>) -> f64 {
-    times.remove(0);
-    times.sort();
-    times[times.len() / 2].as_secs_f64()
-}
-
-/// Σ w[i] x[i % 256], the plainest loop that a compiler vectorises for this machine.
-fn dot(w: &[f32]) -> f32 {
-    #[inline(always)]
-    fn body(w: &[f32]) -> f32 {
-        let x = black_box([0.25f32; 256]);
-        let mut lanes = [0.0f32; 64];
-        for w in w.chunks_exact(256) {
-            for (w, x) in w.chunks_exact(64).zip(x.chunks_exact(64)) {
-                for lane in 0..64 {
-                    lanes[lane] += w[lane] * x[lane];
-                }
-            }
-        }
-        lanes.iter().sum()
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // Nobody would learn of a failure.
+        let _ = std::fs::remove_dir_all(&self.0);
     }
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2,fma")]
-        fn avx2(w: &[f32]) -> f32 {
-            body(w)
-        }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            #[allow(unsafe_code)]
-            // SAFETY: the features have just been detected.
-            return unsafe { avx2(w) };
-        }
-    }
-    body(w)
 }
