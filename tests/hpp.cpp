@@ -156,7 +156,7 @@ void options() {
     CHECK(teeny_model_options_init(&cm, sizeof cm) == TEENY_OK);
     CHECK(m.device.empty() && cm.device == nullptr && !m.progress && cm.progress == nullptr);
     CHECK(m.max_seq_len == cm.max_seq_len && m.threads == cm.threads && m.dtype == cm.dtype);
-    CHECK(m.map == (cm.map != 0));
+    CHECK(m.map == (cm.map != 0) && m.kv_dtype == cm.kv_dtype && m.fast == (cm.fast != 0));
 
     const teeny::session_options se;
     teeny_session_options cse;
@@ -209,6 +209,15 @@ void options() {
     teeny::session session = must(model.try_new_session(strict));
     CHECK(must(session.try_stats()).kv_bytes > 0);
     CHECK(fails(session.try_generate("A", at_most(100)), TEENY_CONTEXT_FULL));
+    teeny::model_options smaller;
+    smaller.threads = 2;
+    smaller.kv_dtype = TEENY_KV_Q8;
+    smaller.fast = true;
+    const teeny::model small_kv = must(teeny::model::try_load(model_path, smaller));
+    const teeny::session small_session = must(small_kv.try_new_session(strict));
+    CHECK(must(small_session.try_stats()).kv_bytes < must(session.try_stats()).kv_bytes);
+    smaller.threads = 257;
+    CHECK(fails(teeny::model::try_load(model_path, smaller), TEENY_INVALID_ARGUMENT));
 #if __cplusplus >= 202002L
     CHECK(must(must(teeny::sampler::try_make({.seed = 5})).try_describe()).find("seed 5") == 0);
 #endif

@@ -209,6 +209,36 @@ typedef int32_t teeny_dtype;
 #endif // __cplusplus
 
 /**
+ * How the sessions of a model on the CPU store keys and values.
+ */
+enum teeny_kv_dtype
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * Single precision, as they are computed.
+     */
+    TEENY_KV_F32 = 0,
+    /**
+     * Half precision: half the memory, almost the same logits.
+     */
+    TEENY_KV_F16 = 1,
+    /**
+     * 8 bits with a scale for each head and position: about a quarter of the memory, and logits that
+     * differ by about a hundredth.
+     */
+    TEENY_KV_Q8 = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum teeny_kv_dtype teeny_kv_dtype;
+#else
+typedef int32_t teeny_kv_dtype;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
  * How much a message matters.
  */
 enum teeny_log_level
@@ -349,7 +379,9 @@ typedef struct teeny_model_options {
      */
     size_t max_seq_len;
     /**
-     * Most threads that one session may use; 0 chooses. This version uses one. Default 0.
+     * Threads that work on one call on the CPU, the caller's included, at most 256; 0 chooses as many as
+     * pay for the model's size. Loading starts them, and they end with the model. Results do not depend
+     * on it. Default 0.
      */
     uint32_t threads;
     /**
@@ -362,6 +394,16 @@ typedef struct teeny_model_options {
      * Default 1.
      */
     int32_t map;
+    /**
+     * A teeny_kv_dtype: how sessions store keys and values. On a GPU only TEENY_KV_F32; with another one
+     * "auto" is the CPU. Default TEENY_KV_F32.
+     */
+    int32_t kv_dtype;
+    /**
+     * 1 multiplies bf16 weights by the CPU's bf16 instructions (AVX512-BF16) where it has them: faster,
+     * but logits then differ a little from those of other CPUs. Default 0.
+     */
+    int32_t fast;
     /**
      * 0.
      */

@@ -431,18 +431,22 @@ class progress_callback {
 
 /// How to load a model.
 struct model_options {
-    /// "cpu" or "auto", which is what empty stands for.
+    /// "cpu", which is what empty stands for, "cuda", "cuda:N" or "auto".
     std::string device = {};
     /// Is told how much is loaded, and may stop it.
     progress_callback progress = {};
     /// A shorter context than the model's; 0 keeps the model's.
     std::size_t max_seq_len = 0;
-    /// Most threads that one session may use; 0 chooses.
+    /// Threads that work on one call on the CPU, at most 256; 0 chooses.
     std::uint32_t threads = 0;
     /// What the weights are converted to.
     ::teeny_dtype dtype = TEENY_DTYPE_AS_STORED;
     /// Whether a file is mapped, or read into memory.
     bool map = true;
+    /// How sessions store keys and values on the CPU.
+    ::teeny_kv_dtype kv_dtype = TEENY_KV_F32;
+    /// Whether the CPU's bf16 instructions may be used: faster, other last digits.
+    bool fast = false;
 };
 
 /// How a session begins.
@@ -502,6 +506,8 @@ inline ::teeny_model_options c_options(const model_options &options,
     c.threads = options.threads;
     c.dtype = options.dtype;
     c.map = options.map ? 1 : 0;
+    c.kv_dtype = options.kv_dtype;
+    c.fast = options.fast ? 1 : 0;
     return c;
 }
 

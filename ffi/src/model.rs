@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use teeny_runtime::cpu::MOST_THREADS;
 use teeny_runtime::weights::LoadOptions;
-use teeny_runtime::{AnyModel, Device, Dtype, Error, Weights};
+use teeny_runtime::{AnyModel, CpuOptions, Device, Dtype, Error, KvDtype, Weights};
 
 use crate::arg::{self, teeny_text};
 use crate::handle;
@@ -54,6 +55,19 @@ pub enum teeny_dtype {
     TEENY_DTYPE_Q4 = 5,
 }
 
+/// How the sessions of a model on the CPU store keys and values.
+#[repr(i32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum teeny_kv_dtype {
+    /// Single precision, as they are computed.
+    TEENY_KV_F32 = 0,
+    /// Half precision: half the memory, almost the same logits.
+    TEENY_KV_F16 = 1,
+    /// 8 bits with a scale for each head and position: about a quarter of the memory, and logits that
+    /// differ by about a hundredth.
+    TEENY_KV_Q8 = 2,
+}
+
 /// Is told how much of a model is loaded, from 0 to 1, at least at the beginning and at the end.
 /// Return 0 to go on, anything else to stop.
 pub type teeny_progress_callback =
@@ -82,7 +96,9 @@ pub struct teeny_model_options {
     pub progress_user_data: *mut c_void,
     /// A shorter context than the model's, which takes less memory; 0 keeps the model's. Default 0.
     pub max_seq_len: usize,
-    /// Most threads that one session may use; 0 chooses. This version uses one. Default 0.
+    /// Threads that work on one call on the CPU, the caller's included, at most 256; 0 chooses as many as
+    /// pay for the model's size. Loading starts them, and they end with the model. Results do not depend
+    /// on it. Default 0.
     pub threads: u32,
     /// A teeny_dtype: others than TEENY_DTYPE_AS_STORED convert the weights into memory of their
     /// own. Default TEENY_DTYPE_AS_STORED.
@@ -90,6 +106,12 @@ pub struct teeny_model_options {
     /// 1 maps a file; 0 reads it into memory, which is safe from others who overwrite the file.
     /// Default 1.
     pub map: i32,
+    /// A teeny_kv_dtype: how sessions store keys and values. On a GPU only TEENY_KV_F32; with another one
+    /// "auto" is the CPU. Default TEENY_KV_F32.
+    pub kv_dtype: i32,
+    /// 1 multiplies bf16 weights by the CPU's bf16 instructions (AVX512-BF16) where it has them: faster,
+    /// but logits then differ a little from those of other CPUs. Default 0.
+    pub fast: i32,
     /// 0.
     pub reserved: u32,
 }
@@ -98,14 +120,15 @@ pub struct teeny_model_options {
 // caller's to avoid.
 unsafe impl Versioned for teeny_model_options {
     const NAME: &'static str = "teeny_model_options";
-    const FIRST_SIZE: usize = offset_of!(teeny_model_options, reserved) + size_of::<u32>();
+    const FIRST_SIZE: usize = offset_of!(teeny_model_options, kv_dtype) + size_of::<i32>();
 }
 
 // The layout is part of the ABI. Its end has no padding, so that a new member changes the size.
 #[cfg(target_pointer_width = "64")]
 const _: () = {
-    assert!(teeny_model_options::SIZE == 56 && align_of::<teeny_model_options>() == 8);
-    assert!(offset_of!(teeny_model_options, reserved) + 4 == 56);
+    assert!(teeny_model_options::SIZE == 64 && align_of::<teeny_model_options>() == 8);
+    assert!(teeny_model_options::FIRST_SIZE == 56);
+    assert!(offset_of!(teeny_model_options, reserved) + 4 == 64);
 };
 
 impl teeny_model_options {
@@ -119,6 +142,8 @@ impl teeny_model_options {
             threads: 0,
             dtype: teeny_dtype::TEENY_DTYPE_AS_STORED as i32,
             map: 1,
+            kv_dtype: teeny_kv_dtype::TEENY_KV_F32 as i32,
+            fast: 0,
             reserved: 0,
         }
     }
@@ -157,11 +182,7 @@ impl teeny_model_options {
         const Q8: i32 = teeny_dtype::TEENY_DTYPE_Q8 as i32;
         const Q4: i32 = teeny_dtype::TEENY_DTYPE_Q4 as i32;
         Ok(LoadOptions {
-            map: match self.map {
-                0 => false,
-                1 => true,
-                other => return Err(Failure::argument("options.map", other.to_string(), "0 or 1")),
-            },
+            map: flag(self.map, "options.map")?,
             dtype: match self.dtype {
                 AS_STORED => None,
                 F32 => Some(Dtype::F32),
@@ -176,6 +197,38 @@ impl teeny_model_options {
             },
             max_seq_len: (self.max_seq_len > 0).then_some(self.max_seq_len),
         })
+    }
+
+    /// `device` is where the model is to run.
+    fn cpu_options(&self, device: Device) -> Result<CpuOptions, Failure> {
+        const F32: i32 = teeny_kv_dtype::TEENY_KV_F32 as i32;
+        const F16: i32 = teeny_kv_dtype::TEENY_KV_F16 as i32;
+        const Q8: i32 = teeny_kv_dtype::TEENY_KV_Q8 as i32;
+        let threads = self.threads as usize;
+        if threads > MOST_THREADS {
+            let expected = format!("0 to {MOST_THREADS}");
+            return Err(Failure::argument("options.threads", threads.to_string(), &expected));
+        }
+        let wrong_kv = |expected| {
+            Err(Failure::argument("options.kv_dtype", self.kv_dtype.to_string(), expected))
+        };
+        let kv_dtype = match (self.kv_dtype, device) {
+            (F32, _) => KvDtype::F32,
+            (F16 | Q8, Device::Cuda(_)) => return wrong_kv("TEENY_KV_F32 = 0 on a GPU"),
+            (F16, _) => KvDtype::F16,
+            (Q8, _) => KvDtype::Q8,
+            _ => return wrong_kv("a teeny_kv_dtype"),
+        };
+        Ok(CpuOptions { threads, kv_dtype, fast: flag(self.fast, "options.fast")? })
+    }
+}
+
+/// What C has for a bool.
+fn flag(value: i32, name: &str) -> Result<bool, Failure> {
+    match value {
+        0 => Ok(false),
+        1 => Ok(true),
+        other => Err(Failure::argument(name, other.to_string(), "0 or 1")),
     }
 }
 
@@ -322,6 +375,7 @@ fn load(
     let start = Instant::now();
     // SAFETY: `options` were read, which has checked it, and are the caller's as long as this runs.
     let device = unsafe { options.device() }?;
+    let cpu_options = options.cpu_options(device)?;
     let mut answer = 0;
     let weights = weights(&mut |done| {
         if let Some(progress) = options.progress {
@@ -339,7 +393,7 @@ fn load(
         let failure = Failure::from(error);
         if damaged { failure.with_context(from) } else { failure }
     })?;
-    let model = AnyModel::load(device, &weights)?;
+    let model = AnyModel::load_with(device, cpu_options, &weights)?;
     log(Level::TEENY_LOG_INFO, || {
         format!(
             "loaded {from}: {} parameters, {} bytes, {}, {:.1} ms",

@@ -90,7 +90,7 @@ impl<T: Versioned> Output<T> {
 }
 
 fn check_size<T: Versioned>(size: usize, name: &str) -> Result<(), Failure> {
-    if (T::FIRST_SIZE..=MAX_SIZE).contains(&size) {
+    if (T::FIRST_SIZE..=MAX_SIZE).contains(&size) && size.is_multiple_of(align_of::<T>()) {
         return Ok(());
     }
     Err(Failure::argument(name, size.to_string(), &format!("sizeof({}) = {}", T::NAME, T::SIZE)))
@@ -138,7 +138,7 @@ mod tests {
         assert_eq!(read_one(&old).expect("valid"), Grown { size: 16, first: 7, later: 2 });
         let new = Grown { size: 24, ..old };
         assert_eq!(read_one(&new).expect("valid"), new);
-        for size in [0, 8, 15, MAX_SIZE + 1, usize::MAX] {
+        for size in [0, 8, 15, 17, 23, MAX_SIZE + 1, usize::MAX] {
             assert!(read_one(&Grown { size, ..old }).is_err(), "{size}");
         }
     }

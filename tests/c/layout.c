@@ -50,6 +50,10 @@ ASSERT(TEENY_DTYPE_BF16 == 3);
 ASSERT(TEENY_DTYPE_Q8 == 4);
 ASSERT(TEENY_DTYPE_Q4 == 5);
 
+ASSERT(TEENY_KV_F32 == 0);
+ASSERT(TEENY_KV_F16 == 1);
+ASSERT(TEENY_KV_Q8 == 2);
+
 ASSERT(TEENY_LOG_ERROR == 1);
 ASSERT(TEENY_LOG_WARN == 2);
 ASSERT(TEENY_LOG_INFO == 3);
@@ -70,7 +74,7 @@ ASSERT(sizeof(teeny_logit_bias) == 8);
 AT(teeny_logit_bias, token, 0);
 AT(teeny_logit_bias, bias, 4);
 
-ASSERT(sizeof(teeny_model_options) == 56);
+ASSERT(sizeof(teeny_model_options) == 64);
 AT(teeny_model_options, size, 0);
 AT(teeny_model_options, device, 8);
 AT(teeny_model_options, progress, 16);
@@ -79,7 +83,9 @@ AT(teeny_model_options, max_seq_len, 32);
 AT(teeny_model_options, threads, 40);
 AT(teeny_model_options, dtype, 44);
 AT(teeny_model_options, map, 48);
-AT(teeny_model_options, reserved, 52);
+AT(teeny_model_options, kv_dtype, 52);
+AT(teeny_model_options, fast, 56);
+AT(teeny_model_options, reserved, 60);
 
 ASSERT(sizeof(teeny_sampler_options) == 56);
 AT(teeny_sampler_options, size, 0);

@@ -34,6 +34,9 @@ static void foreign_files(void) {
     CHECK(teeny_object_count() == 0);
 }
 
+/* Of teeny_model_options in the first header. */
+enum { FIRST_SIZE = offsetof(teeny_model_options, fast) };
+
 /* The options of a later header. */
 typedef struct newer {
     teeny_model_options options;
@@ -60,7 +63,8 @@ static void initialising(void) {
     CHECK(options.size == sizeof options && options.device == NULL);
     CHECK(options.progress == NULL && options.progress_user_data == NULL);
     CHECK(options.max_seq_len == 0 && options.threads == 0 && options.map == 1);
-    CHECK(options.dtype == TEENY_DTYPE_AS_STORED && options.reserved == 0);
+    CHECK(options.dtype == TEENY_DTYPE_AS_STORED && options.kv_dtype == TEENY_KV_F32);
+    CHECK(options.fast == 0 && options.reserved == 0);
     memset(&grown, 7, sizeof grown);
     OK(teeny_model_options_init(&grown.options, sizeof grown));
     CHECK(grown.options.size == sizeof grown && grown.later == 0);
@@ -84,7 +88,18 @@ static void hostile_options(void) {
     REFUSED(o.size = 0, TEENY_INVALID_ARGUMENT, "options.size: found 0");
     REFUSED(o.size = sizeof o - 1, TEENY_INVALID_ARGUMENT, "options.size");
     REFUSED(o.size = SIZE_MAX, TEENY_INVALID_ARGUMENT, "options.size");
+    REFUSED(o.size = FIRST_SIZE - 8, TEENY_INVALID_ARGUMENT, "options.size: found 48");
+    REFUSED(o.size = FIRST_SIZE + 4, TEENY_INVALID_ARGUMENT, "options.size: found 60");
     REFUSED(o.reserved = 1, TEENY_INVALID_ARGUMENT, "reserved");
+    REFUSED(o.threads = 257, TEENY_INVALID_ARGUMENT,
+            "options.threads: found 257, expected 0 to 256");
+    REFUSED(o.threads = UINT32_MAX, TEENY_INVALID_ARGUMENT, "threads: found 4294967295");
+    REFUSED(o.kv_dtype = 3, TEENY_INVALID_ARGUMENT, "options.kv_dtype: found 3");
+    REFUSED(o.kv_dtype = -1, TEENY_INVALID_ARGUMENT, "options.kv_dtype: found -1");
+    REFUSED((o.kv_dtype = TEENY_KV_Q8, o.device = "cuda"), TEENY_INVALID_ARGUMENT,
+            "options.kv_dtype: found 2, expected TEENY_KV_F32 = 0 on a GPU");
+    REFUSED(o.fast = 2, TEENY_INVALID_ARGUMENT, "options.fast: found 2, expected 0 or 1");
+    REFUSED(o.fast = -1, TEENY_INVALID_ARGUMENT, "fast: found -1");
     REFUSED(o.dtype = 6, TEENY_INVALID_ARGUMENT, "dtype: found 6");
     REFUSED(o.dtype = -1, TEENY_INVALID_ARGUMENT, "dtype: found -1");
     REFUSED(o.map = 2, TEENY_INVALID_ARGUMENT, "map: found 2");
@@ -115,27 +130,35 @@ static void hostile_options(void) {
     teeny_model_free(model);
 }
 
-/* A number stands for the logits after some tokens: all of their bits. */
-static uint64_t fingerprint(const char *name, const teeny_model_options *options) {
+/* The logits after some tokens; returns the bytes of the session's keys and values. */
+static size_t logits_with(const char *name, const teeny_model_options *options, float *logits) {
     static const uint32_t tokens[] = {5, 0, 199, 5, 77, 31};
     teeny_model *model = NULL;
     teeny_session *session;
-    const float *logits = NULL;
-    size_t len = 0;
-    size_t i;
-    uint64_t hash = 0;
+    teeny_session_stats stats;
+    state now;
     MUST(teeny_model_load(path_of(name), options, &model));
     session = fed(model, tokens, 6);
-    OK(teeny_session_logits(session, &logits, &len));
-    for (i = 0; i < len; i++) {
+    now = state_of(session);
+    memcpy(logits, now.logits, sizeof now.logits);
+    OK(teeny_session_get_stats(session, &stats, sizeof stats));
+    teeny_model_free(model);
+    teeny_session_free(session);
+    return stats.kv_bytes;
+}
+
+/* A number stands for the logits: all of their bits. */
+static uint64_t fingerprint(const char *name, const teeny_model_options *options) {
+    float logits[VOCAB];
+    size_t i;
+    uint64_t hash = 0;
+    logits_with(name, options, logits);
+    for (i = 0; i < VOCAB; i++) {
         uint32_t bits;
         memcpy(&bits, &logits[i], sizeof bits);
         hash = (hash ^ bits) * 0x100000001B3ULL;
         CHECK(isfinite(logits[i]));
     }
-    CHECK(len == VOCAB);
-    teeny_model_free(model);
-    teeny_session_free(session);
     return hash;
 }
 
@@ -166,10 +189,17 @@ static void options_that_change_nothing(void) {
     CHECK(f32 != fingerprint("model", &o) && q8 != fingerprint("model", &o));
     o = model_options();
     o.device = "cpu";
-    o.threads = 7;
+    o.threads = 1;
     CHECK(f32 == fingerprint("model", &o));
+    o.threads = 2;
+    CHECK(f32 == fingerprint("model", &o) && bf16 == fingerprint("bf16", &o));
+    o.threads = quick ? 3 : 256;
+    CHECK(f32 == fingerprint("model", &o));
+    o.fast = 1; /* For weights of bf16 only. */
+    CHECK(f32 == fingerprint("model", &o));
+    o.fast = 0;
     o.device = "auto";
-    o.threads = UINT32_MAX;
+    o.threads = 0;
     CHECK(f32 == fingerprint("model", &o));
     o.max_seq_len = CONTEXT;
     CHECK(f32 == fingerprint("model", &o));
@@ -177,6 +207,60 @@ static void options_that_change_nothing(void) {
     CHECK(f32 == fingerprint("model", &o));
     o.max_seq_len = 5;
     CHECK(f32 != fingerprint("model", &o));
+}
+
+/* How far logits are from others, in parts of their size. */
+static double distance(const float *logits, const float *exact) {
+    double difference = 0;
+    double size = 0;
+    int i;
+    for (i = 0; i < VOCAB; i++) {
+        difference += pow((double)logits[i] - (double)exact[i], 2);
+        size += pow((double)exact[i], 2);
+    }
+    return sqrt(difference / size);
+}
+
+/* Fewer bits for keys and values take less memory and change the logits little; so do the CPU's
+ * instructions for bf16, where it has them. */
+static void options_that_change_little(void) {
+    float exact[VOCAB];
+    float logits[VOCAB];
+    teeny_model_options o = model_options();
+    size_t f32 = logits_with("model", NULL, exact);
+    size_t f16;
+    size_t q8;
+    o.kv_dtype = TEENY_KV_F32;
+    CHECK(logits_with("model", &o, logits) == f32 && same_floats(logits, exact, VOCAB));
+    o.kv_dtype = TEENY_KV_F16;
+    f16 = logits_with("model", &o, logits);
+    CHECK(f16 < f32 && distance(logits, exact) > 0 && distance(logits, exact) < 2e-3);
+    o.kv_dtype = TEENY_KV_Q8;
+    q8 = logits_with("model", &o, logits);
+    CHECK(q8 < f16 && distance(logits, exact) > 0 && distance(logits, exact) < 2e-2);
+    o.device = "auto"; /* No GPU has them. */
+    CHECK(logits_with("model", &o, logits) == q8);
+    o = model_options();
+    logits_with("bf16", NULL, exact);
+    o.fast = 1;
+    logits_with("bf16", &o, logits);
+    CHECK(distance(logits, exact) < 2e-2);
+}
+
+/* The options of the first header, which ended before `fast`, with other memory behind them. */
+static void options_of_an_older_program(void) {
+    float exact[VOCAB];
+    float logits[VOCAB];
+    teeny_model_options o;
+    teeny_model_options untouched;
+    memset(&o, 7, sizeof o);
+    untouched = o;
+    OK(teeny_model_options_init(&o, FIRST_SIZE));
+    CHECK(o.size == FIRST_SIZE && o.map == 1 && o.kv_dtype == TEENY_KV_F32);
+    CHECK(memcmp(&o.fast, &untouched.fast, sizeof o - FIRST_SIZE) == 0);
+    logits_with("bf16", NULL, exact);
+    logits_with("bf16", &o, logits);
+    CHECK(same_floats(logits, exact, VOCAB));
 }
 
 /* The context is what max_seq_len says, for a table of positions too. */
@@ -334,6 +418,8 @@ void model_group(void) {
     initialising();
     hostile_options();
     options_that_change_nothing();
+    options_that_change_little();
+    options_of_an_older_program();
     shorter_context("model");
     shorter_context("learned");
     sizes();

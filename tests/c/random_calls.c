@@ -155,7 +155,9 @@ static teeny_model_options some_model_options(void) {
     o.dtype = chance(80) ? 0 : (int32_t)below(8) - 1;
     o.map = chance(80) ? 1 : (int32_t)below(4) - 1;
     o.device = chance(90) ? NULL : chance(50) ? "cpu" : "cuda";
-    o.threads = below(3);
+    o.threads = chance(98) ? below(3) : 257;
+    o.kv_dtype = chance(80) ? 0 : (int32_t)below(5) - 1;
+    o.fast = chance(90) ? 0 : (int32_t)below(4) - 1;
     if (chance(30)) {
         o.progress = on_progress;
         o.progress_user_data = slots;

@@ -1,4 +1,4 @@
-/* Threads that share a model: each text is that of a single thread. */
+/* Threads that share a model, which has threads too: each text is that of a single thread. */
 #include "check.h"
 
 enum { THREADS = 8, TEXTS = 25 };
@@ -65,12 +65,16 @@ static void *work(void *argument) {
 
 void stress_group(void) {
     worker workers[THREADS];
+    teeny_model_options options = model_options();
     int i;
     shared = load("model");
     for (i = 0; i < TEXTS; i++) {
         expected[i] = text_of(i, 0);
         CHECK(expected[i].pieces == 20);
     }
+    teeny_model_free(shared);
+    options.threads = 3;
+    MUST(teeny_model_load(path_of("model"), &options, &shared));
     for (i = 0; i < THREADS; i++) {
         workers[i].number = i;
         workers[i].wrong = 0;
