@@ -1,6 +1,6 @@
 //! Chooses the instruction set once and sends each kernel to the version compiled for it.
 //!
-//! The versions of a kernel are one function, over another [`Simd`] or compiled with other target features:
+//! The versions of a kernel are one function, over another [`Simd`](super::simd::Simd) or compiled with other target features:
 //! no result depends on the choice.
 #![allow(unsafe_code)]
 
