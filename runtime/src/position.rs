@@ -3,7 +3,9 @@
 //! Angles are computed in f64 by `libm`, the same bits on every machine, and rounded once: a
 //! position may grow without bound, and its rotation stays exact to single precision.
 
-use std::f64::consts::LN_2;
+use std::f64::consts::{LN_2, PI};
+
+use crate::config::{ModelConfig, RopeScaling};
 
 /// Slope of each head's linear bias (ALiBi, arXiv:2108.12409, section 3, and the authors' code for
 /// head counts that are no power of two). (n_head)
@@ -34,6 +36,20 @@ impl Frequencies {
         Frequencies((0..width / 2).map(|i| libm::exp(step * i as f64)).collect())
     }
 
+    /// The rotations of a model with RoPE: for the width of a head, scaled as the model says.
+    pub fn of_rope(c: &ModelConfig) -> Frequencies {
+        let mut frequencies = Frequencies::new(f64::from(c.rope_theta), c.head_dim);
+        if let Some(scaling) = c.rope_scaling {
+            frequencies.0.iter_mut().for_each(|frequency| *frequency = scaled(*frequency, scaling));
+        }
+        frequencies
+    }
+
+    /// Angles of neighbouring positions, of each pair. (width/2)
+    pub fn as_slice(&self) -> &[f64] {
+        &self.0
+    }
+
     /// Cosine and sine of each pair's angle at `pos` (RoPE, arXiv:2104.09864). `out`: (width/2, 2)
     pub fn rotation(&self, pos: usize, out: &mut [f32]) {
         for (out, frequency) in out.chunks_exact_mut(2).zip(&self.0) {
@@ -50,6 +66,20 @@ impl Frequencies {
             let (sin, cos) = libm::sincos(pos as f64 * frequency);
             out[0] = sin as f32;
             out[1] = cos as f32;
+        }
+    }
+}
+
+/// A frequency of RoPE in a model for longer texts.
+fn scaled(frequency: f64, scaling: RopeScaling) -> f64 {
+    match scaling {
+        RopeScaling::Linear { factor } => frequency / f64::from(factor),
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_seq_len } => {
+            let (low, high) = (f64::from(low_freq_factor), f64::from(high_freq_factor));
+            let turns = original_max_seq_len as f64 * frequency / (2.0 * PI);
+            // 0 for low frequencies, 1 for high ones
+            let unscaled = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+            (1.0 - unscaled) * frequency / f64::from(factor) + unscaled * frequency
         }
     }
 }
