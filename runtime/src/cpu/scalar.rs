@@ -323,7 +323,7 @@ pub fn gelu(x: f32) -> f32 {
 /// (arXiv:1606.08415, section 2)
 #[inline(always)]
 pub fn gelu_tanh(x: f32) -> f32 {
-    const TWO_SQRT_2_OVER_PI: f32 = 1.595_769_1;
+    const TWO_SQRT_2_OVER_PI: f32 = 1.595_769;
     let u2 = TWO_SQRT_2_OVER_PI * (0.044_715 * x * x).mul_add(x, x);
     x / (1.0 + exp(-u2))
 }

@@ -109,6 +109,7 @@ pub fn prompts_in_pieces_of_any_size_agree_with_the_cpu(on_device: OnDevice<'_>)
             n_head: 4,
             n_kv_head: 2,
             n_embd: [40, 64, 132, 256, 392, 48][i % 6],
+            head_dim: [10, 16, 33, 64, 98, 12][i % 6],
             ..small(*encoding, Norm::LayerNorm, Ffn::Swiglu)
         };
         if i >= PositionalEncoding::ALL.len() {
@@ -155,6 +156,7 @@ pub fn large_shapes_agree_with_the_cpu() {
     let shapes = [
         ModelConfig {
             n_embd: 1600,
+            head_dim: 16,
             n_head: 100,
             n_kv_head: 4,
             n_layer: 1,
@@ -163,6 +165,7 @@ pub fn large_shapes_agree_with_the_cpu() {
         },
         ModelConfig {
             n_embd: 512,
+            head_dim: 128,
             n_head: 4,
             n_kv_head: 2,
             n_layer: 1,
@@ -173,6 +176,7 @@ pub fn large_shapes_agree_with_the_cpu() {
         // Heads wider than any that prompts have a kernel for.
         with_later_parts(ModelConfig {
             n_embd: 528,
+            head_dim: 264,
             n_head: 2,
             n_kv_head: 1,
             n_layer: 1,
@@ -181,6 +185,7 @@ pub fn large_shapes_agree_with_the_cpu() {
         ModelConfig {
             positional_encoding: PositionalEncoding::Alibi,
             n_embd: 192,
+            head_dim: 96,
             n_head: 2,
             n_kv_head: 1,
             max_seq_len: 300,
