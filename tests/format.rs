@@ -6,11 +6,11 @@ use std::path::Path;
 use safetensors::SafeTensors;
 use teeny_runtime::format::{self, tensor_specs};
 use teeny_runtime::tokenizer::Tokenizer;
-use teeny_runtime::{Cpu, Dtype, Ffn, Model, ModelConfig, Weights};
+use teeny_runtime::{Cpu, Dtype, Ffn, Model, ModelConfig, PositionalEncoding, Weights};
 use teeny_tests::allocator::peak_of;
 use teeny_tests::{
-    Random, RandomModel, describe, every_kind, every_option, header_len, random_values, resize,
-    tokenizer, with_header,
+    LLAMA3, Random, RandomModel, describe, every_kind, every_option, header_len, random_values,
+    resize, tokenizer, with_header,
 };
 
 // ---- writing and reading ----------------------------------------------------------------------
@@ -315,17 +315,25 @@ fn each_hostile_header_is_refused_by_name() {
 #[test]
 fn the_version_is_the_lowest_that_has_all_parts() {
     let base = every_kind().remove(0);
+    let rope = PositionalEncoding::Rope;
     for (config, version) in [
         (base.clone(), "1"),
         (ModelConfig { ffn: Ffn::Relu2, ..base.clone() }, "2"),
         (ModelConfig { qk_norm: true, ..base.clone() }, "2"),
         (ModelConfig { logit_softcap: 30.0, ..base.clone() }, "2"),
+        (ModelConfig { ffn: Ffn::GeluTanh, ..base.clone() }, "4"),
+        (ModelConfig { head_dim: 4, ..base.clone() }, "4"),
+        (ModelConfig { head_dim: 11, qk_norm: true, ..base.clone() }, "4"),
+        (
+            ModelConfig { rope_scaling: Some(LLAMA3), positional_encoding: rope, ..base.clone() },
+            "4",
+        ),
     ] {
         let file = RandomModel::new(&config, Dtype::F32, 6);
         let weights = Weights::map(&file.path()).expect("our own");
         assert_eq!(weights.metadata()["format_version"], version, "{}", describe(&config));
         assert_eq!(*weights.config(), config);
-        for key in ["qk_norm", "logit_softcap"] {
+        for key in ["qk_norm", "logit_softcap", "head_dim", "rope_scaling"] {
             let there = config.to_metadata().iter().any(|(name, _)| *name == key);
             assert_eq!(weights.metadata().contains_key(key), there);
         }

@@ -45,11 +45,6 @@ impl Frequencies {
         frequencies
     }
 
-    /// Angles of neighbouring positions, of each pair. (width/2)
-    pub fn as_slice(&self) -> &[f64] {
-        &self.0
-    }
-
     /// Cosine and sine of each pair's angle at `pos` (RoPE, arXiv:2104.09864). `out`: (width/2, 2)
     pub fn rotation(&self, pos: usize, out: &mut [f32]) {
         for (out, frequency) in out.chunks_exact_mut(2).zip(&self.0) {
@@ -86,7 +81,11 @@ fn scaled(frequency: f64, scaling: RopeScaling) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::config::model_section;
+    use crate::ini::Ini;
 
     #[test]
     fn slopes_of_a_power_of_two_halve() {
@@ -102,6 +101,56 @@ mod tests {
         let expected = [0.25, 0.0625, 0.015625, 0.00390625, 0.5, 0.125];
         for (found, expected) in alibi_slopes(6).iter().zip(expected) {
             assert!((found - expected).abs() < 1e-7, "{found} {expected}");
+        }
+    }
+
+    /// Frequencies of `ROPE_INIT_FUNCTIONS` in transformers 4.57.6, which computes them in f32.
+    #[test]
+    fn scaled_frequencies_are_those_of_transformers() {
+        let model = |scaling: RopeScaling| {
+            let ini = Ini::parse(Path::new("c.ini"), "[model]\nhead_dim=16\nrope_theta=5e5");
+            let section = model_section(&ini.expect("valid INI"), 65).expect("valid");
+            ModelConfig { rope_scaling: Some(scaling), ..section.config }
+        };
+        for (scaling, expected) in [
+            (
+                // Of Llama 3.2.
+                RopeScaling::Llama3 {
+                    factor: 32.0,
+                    low_freq_factor: 1.0,
+                    high_freq_factor: 4.0,
+                    original_max_seq_len: 8192,
+                },
+                [
+                    1.0,
+                    0.193922758102417,
+                    0.03760603070259094,
+                    0.00729266507551074,
+                    0.000429556705057621,
+                    8.570255886297673e-06,
+                    1.6619674170215148e-06,
+                    3.2229328894572973e-07,
+                ],
+            ),
+            (
+                RopeScaling::Linear { factor: 2.5 },
+                [
+                    0.4000000059604645,
+                    0.07756910473108292,
+                    0.015042412094771862,
+                    0.0029170659836381674,
+                    0.0005656853900291026,
+                    0.00010969927825499326,
+                    2.127318293787539e-05,
+                    4.125354280404281e-06,
+                ],
+            ),
+        ] {
+            let Frequencies(found) = Frequencies::of_rope(&model(scaling));
+            assert_eq!(found.len(), expected.len());
+            for (found, expected) in found.iter().zip(expected) {
+                assert!((found / expected - 1.0).abs() < 1e-6, "{found} {expected}");
+            }
         }
     }
 

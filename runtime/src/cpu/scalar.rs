@@ -393,7 +393,8 @@ mod tests {
         assert!(erf(f32::NAN).is_nan() && (erf(f32::INFINITY) - 1.0).abs() < 5e-7);
     }
 
-    /// The formula of the paper by the tanh of the standard library.
+    /// The formula of the paper by the tanh of the standard library, and values of `gelu_new` in f64 of
+    /// transformers 4.57.6.
     #[test]
     fn gelu_tanh_is_close_to_f64() {
         let mut worst = 0.0f64;
@@ -405,6 +406,16 @@ mod tests {
             worst = worst.max((f64::from(gelu_tanh(x)) - exact).abs() / exact.abs().max(1.0));
         }
         assert!(worst < 2e-7, "error {worst}");
+        for (x, expected) in [
+            (-5.0, -2.2917961972623857e-07),
+            (-3.0, -0.0036373920817729943),
+            (-0.5, -0.15428599017485606),
+            (0.1, 0.05398275190898992),
+            (2.5, 2.484915733910001),
+        ] {
+            let found = f64::from(gelu_tanh(x));
+            assert!((found / expected - 1.0).abs() < 4e-6, "{x}: {found} {expected}");
+        }
         assert!(gelu_tanh(f32::NAN).is_nan());
         // x³ is beyond single precision here.
         assert_eq!(gelu_tanh(1e20), 1e20);
