@@ -57,7 +57,8 @@ export LD_LIBRARY_PATH=$debian/usr/lib/x86_64-linux-gnu${LD_LIBRARY_PATH:+:$LD_L
 export RUSTC=$debian/usr/bin/rustc
 # Programs linked statically need no loader and no library of ARM's at a place that QEMU must be told.
 export RUSTFLAGS="-C target-feature=+crt-static"
-export CARGO_PROFILE_RELEASE_LTO=off # a minute less
+# An emulated CPU is slow, and every case is tried on a real one too.
+export PROPTEST_CASES=${PROPTEST_CASES:-48}
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=$debian/usr/bin/aarch64-linux-gnu-gcc
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=$debian/usr/bin/qemu-aarch64-static
 [ $# -gt 0 ] || set -- -p teeny-runtime --no-default-features --lib
