@@ -66,5 +66,6 @@ pub mod step;
 pub mod tensorboard;
 pub mod threads;
 pub mod train;
+pub mod vocabulary;
 
 pub use error::{Error, Result};
