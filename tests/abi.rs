@@ -191,6 +191,7 @@ fn write_models(folder: &Path) {
         n_embd: 64,
         n_head: 2,
         n_kv_head: 2,
+        head_dim: 32,
         ffn_dim: 8,
         max_seq_len: 65536,
         ..rope.clone()

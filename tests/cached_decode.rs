@@ -144,6 +144,7 @@ fn wide() -> ModelConfig {
         n_head: 6,
         n_kv_head: 3,
         n_embd: 120,
+        head_dim: 20,
         ffn_dim: 300,
         max_seq_len: 150,
         tie_embeddings: true,

@@ -21,7 +21,7 @@ fn text(path: &Path) -> &str {
 
 /// A model with a norm, and with metadata beside the format's own.
 fn model() -> RandomModel {
-    let config = every_kind().remove(5);
+    let config = every_kind().remove(6);
     let file = RandomModel::new(&config, Dtype::F32, 1);
     let weights = Weights::map(&file.path()).expect("a file of our own");
     let extra = [("dataset_file".to_owned(), "a text.txt".to_owned())];
@@ -101,7 +101,7 @@ fn wrong_calls_say_what_is_wrong() {
 #[test]
 fn a_number_that_the_type_cannot_hold_is_named() {
     let file = model();
-    let config = every_kind().remove(5);
+    let config = every_kind().remove(6);
     let large = |spec: &TensorSpec| if spec.name.contains("up_proj") { 1e7 } else { 0.5 };
     let mut large = |spec: &TensorSpec| vec![large(spec); spec.len()];
     let vocabulary = tokenizer(config.vocab_size);

@@ -6,11 +6,11 @@ use std::path::Path;
 use safetensors::SafeTensors;
 use teeny_runtime::format::{self, tensor_specs};
 use teeny_runtime::tokenizer::Tokenizer;
-use teeny_runtime::{Cpu, Dtype, Ffn, Model, ModelConfig, Weights};
+use teeny_runtime::{Cpu, Dtype, Ffn, Model, ModelConfig, PositionalEncoding, Weights};
 use teeny_tests::allocator::peak_of;
 use teeny_tests::{
-    Random, RandomModel, describe, every_kind, every_option, header_len, random_values, tokenizer,
-    with_header,
+    LLAMA3, Random, RandomModel, describe, every_kind, every_option, header_len, random_values,
+    resize, tokenizer, with_header,
 };
 
 // ---- writing and reading ----------------------------------------------------------------------
@@ -74,7 +74,8 @@ fn data_is_aligned_to_64_bytes() {
         assert_eq!((8 + header) % 64, 0);
     }
     let mut config = every_kind().remove(0);
-    (config.n_embd, config.n_head, config.n_kv_head, config.ffn_dim) = (64, 4, 4, 96);
+    resize(&mut config, 64, 4, 4);
+    config.ffn_dim = 96;
     config.lm_head_bias = true;
     let file = RandomModel::new(&config, Dtype::Bf16, 2);
     let bytes = std::fs::read(file.path()).expect("just written");
@@ -101,10 +102,11 @@ fn the_table_in_format_md_names_every_tensor() {
         let size = |word: &str| match word {
             "vocab_size" => config.vocab_size,
             "n_embd" => config.n_embd,
+            "q_dim" => config.q_dim(),
             "kv_dim" => config.kv_dim(),
             "ffn_dim" => config.ffn_dim,
             "max_seq_len" => config.max_seq_len,
-            "head_dim" => config.head_dim(),
+            "head_dim" => config.head_dim,
             "16" => 16,
             other => panic!("FORMAT.md speaks of {other}"),
         };
@@ -189,8 +191,8 @@ fn load(bytes: &[u8]) -> Result<(), String> {
 
 fn tiny() -> (ModelConfig, Vec<u8>) {
     let mut config = every_kind().remove(0);
-    (config.n_layer, config.n_head, config.n_kv_head) = (1, 1, 1);
-    (config.n_embd, config.ffn_dim, config.vocab_size) = (2, 2, 3);
+    resize(&mut config, 2, 1, 1);
+    (config.n_layer, config.ffn_dim, config.vocab_size) = (1, 2, 3);
     let file = RandomModel::new(&config, Dtype::F32, 7);
     (config, std::fs::read(file.path()).expect("just written"))
 }
@@ -241,7 +243,7 @@ fn each_hostile_header_is_refused_by_name() {
     for (from, to, named) in [
         (r#""format":"teeny""#, r#""format":"other""#, "metadata key format: found \"other\""),
         (r#""format":"teeny","#, "", "metadata key format: found nothing"),
-        (r#""format_version":"1""#, r#""format_version":"4""#, "format_version"),
+        (r#""format_version":"1""#, r#""format_version":"5""#, "format_version"),
         (r#""format_version":"1""#, r#""format_version":"01""#, "format_version"),
         // What a reader of version 1 would not see, or not know.
         (
@@ -251,6 +253,22 @@ fn each_hostile_header_is_refused_by_name() {
         ),
         (r#""n_layer":"1""#, r#""n_layer":"1","qk_norm":"true""#, "found \"1\", expected \"2\""),
         (r#""ffn":"classic""#, r#""ffn":"relu2""#, "found \"1\", expected \"2\""),
+        (r#""ffn":"classic""#, r#""ffn":"gelu_tanh""#, "found \"1\", expected \"4\""),
+        (r#""n_layer":"1""#, r#""n_layer":"1","head_dim":"4""#, "found \"1\", expected \"4\""),
+        (r#""n_layer":"1""#, r#""n_layer":"1","head_dim":"0""#, "head_dim"),
+        (r#""n_layer":"1""#, r#""n_layer":"1","head_dim":"65537""#, "head_dim"),
+        (r#""n_layer":"1""#, r#""n_layer":"1","rope_scaling":"yarn""#, "rope_scaling"),
+        (r#""n_layer":"1""#, r#""n_layer":"1","rope_scaling":"linear""#, "rope_factor"),
+        (
+            r#""n_layer":"1""#,
+            r#""n_layer":"1","rope_scaling":"linear","rope_factor":"2""#,
+            "expected none: only rope",
+        ),
+        (
+            r#""format_version":"1""#,
+            r#""format_version":"4","head_dim":"4""#,
+            "q_proj.weight: found shape [2, 2], expected [4, 2]",
+        ),
         (r#""n_layer":"1""#, r#""n_layer":"1","logit_softcap":"-1""#, "logit_softcap"),
         (r#""n_layer":"1""#, r#""n_layer":"-1""#, "n_layer"),
         (r#""n_layer":"1""#, r#""n_layer":"0""#, "n_layer"),
@@ -297,17 +315,25 @@ fn each_hostile_header_is_refused_by_name() {
 #[test]
 fn the_version_is_the_lowest_that_has_all_parts() {
     let base = every_kind().remove(0);
+    let rope = PositionalEncoding::Rope;
     for (config, version) in [
         (base.clone(), "1"),
         (ModelConfig { ffn: Ffn::Relu2, ..base.clone() }, "2"),
         (ModelConfig { qk_norm: true, ..base.clone() }, "2"),
         (ModelConfig { logit_softcap: 30.0, ..base.clone() }, "2"),
+        (ModelConfig { ffn: Ffn::GeluTanh, ..base.clone() }, "4"),
+        (ModelConfig { head_dim: 4, ..base.clone() }, "4"),
+        (ModelConfig { head_dim: 11, qk_norm: true, ..base.clone() }, "4"),
+        (
+            ModelConfig { rope_scaling: Some(LLAMA3), positional_encoding: rope, ..base.clone() },
+            "4",
+        ),
     ] {
         let file = RandomModel::new(&config, Dtype::F32, 6);
         let weights = Weights::map(&file.path()).expect("our own");
         assert_eq!(weights.metadata()["format_version"], version, "{}", describe(&config));
         assert_eq!(*weights.config(), config);
-        for key in ["qk_norm", "logit_softcap"] {
+        for key in ["qk_norm", "logit_softcap", "head_dim", "rope_scaling"] {
             let there = config.to_metadata().iter().any(|(name, _)| *name == key);
             assert_eq!(weights.metadata().contains_key(key), there);
         }

@@ -6,7 +6,9 @@ use std::collections::HashMap;
 
 use tch::{Device, Kind, Tensor};
 use teeny_runtime::cpu::Isa;
-use teeny_runtime::{Cpu, Dtype, Ffn, ModelConfig, Norm, Overflow, PositionalEncoding, Session};
+use teeny_runtime::{
+    Cpu, Dtype, Ffn, ModelConfig, Norm, Overflow, PositionalEncoding, RopeScaling, Session,
+};
 use teeny_tests::{RandomModel, describe, every_kind, every_option, random_tokens};
 
 /// The model in PyTorch. Returns logits of all positions, (T, vocab_size).
@@ -51,11 +53,39 @@ impl Reference<'_> {
         let pos = Tensor::arange(t, (Kind::Double, Device::Cpu)).unsqueeze(1);
         let i = Tensor::arange(width / 2, (Kind::Double, Device::Cpu));
         let theta = f64::from(self.c.rope_theta);
-        let angle = pos * (i * (-2.0 * theta.ln() / width as f64)).exp();
+        let angle = pos * self.scaled(&(i * (-2.0 * theta.ln() / width as f64)).exp());
         let angle = Tensor::cat(&[&angle, &angle], 1);
         let halves = x.chunk(2, 2);
         let turned = Tensor::cat(&[&-&halves[1], &halves[0]], 2);
         x * angle.cos().to_kind(Kind::Float) + turned * angle.sin().to_kind(Kind::Float)
+    }
+
+    /// As transformers' `_compute_linear_scaling_rope_parameters` and `_compute_llama3_parameters`, by
+    /// wavelengths. `frequencies`: (head_dim/2)
+    fn scaled(&self, frequencies: &Tensor) -> Tensor {
+        match self.c.rope_scaling {
+            None => frequencies.shallow_clone(),
+            Some(RopeScaling::Linear { factor }) => frequencies / f64::from(factor),
+            Some(RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_seq_len,
+            }) => {
+                let [factor, low, high] =
+                    [factor, low_freq_factor, high_freq_factor].map(f64::from);
+                let original = original_max_seq_len as f64;
+                let wavelengths = frequencies.reciprocal() * (2.0 * std::f64::consts::PI);
+                let divided = frequencies / factor;
+                let long = wavelengths.gt(original / low);
+                let llama = divided.where_self(&long, frequencies);
+                let smooth = (wavelengths.reciprocal() * original - low) / (high - low);
+                let smoothed = (&smooth * -1.0 + 1.0) * &llama / factor + smooth * &llama;
+                let medium =
+                    wavelengths.lt(original / high).logical_not().logical_and(&long.logical_not());
+                smoothed.where_self(&medium, &llama)
+            }
+        }
     }
 
     /// Causal mask with -slope * distance, (n_head, T, T); slopes as in the authors' code.
@@ -84,7 +114,7 @@ impl Reference<'_> {
         let t = x.size()[0];
         let heads = |name: &str, n: usize| {
             self.linear(x, &format!("{prefix}.{name}"), c.attention_bias)
-                .reshape([t, n as i64, c.head_dim() as i64])
+                .reshape([t, n as i64, c.head_dim as i64])
                 .transpose(0, 1) // (heads, T, head_dim)
         };
         let (mut q, mut k) = (heads("q_proj", c.n_head), heads("k_proj", c.n_kv_head));
@@ -94,7 +124,7 @@ impl Reference<'_> {
             let norm = |x: &Tensor, name: &str| {
                 let weight = self.get(&format!("{prefix}.{name}.weight"));
                 let eps = f64::from(c.norm_eps);
-                x.internal_fused_rms_norm([c.head_dim() as i64], Some(&weight), eps).0
+                x.internal_fused_rms_norm([c.head_dim as i64], Some(&weight), eps).0
             };
             (q, k) = (norm(&q, "q_norm"), norm(&k, "k_norm"));
         }
@@ -112,7 +142,8 @@ impl Reference<'_> {
             None,
             c.n_head != c.n_kv_head,
         );
-        let mixed = mixed.squeeze_dim(0).transpose(0, 1).reshape([t, c.n_embd as i64]);
+        let mixed =
+            mixed.squeeze_dim(0).transpose(0, 1).reshape([t, (c.n_head * c.head_dim) as i64]);
         self.linear(&mixed, &format!("{prefix}.o_proj"), c.attention_bias)
     }
 
@@ -123,6 +154,7 @@ impl Reference<'_> {
         let hidden = match self.c.ffn {
             Ffn::Classic => up.relu(),
             Ffn::Gelu => up.gelu("none"),
+            Ffn::GeluTanh => up.gelu("tanh"),
             Ffn::Relu2 => up.relu().square(),
             Ffn::Swiglu => linear(x, "gate_proj").silu() * up,
         };
@@ -184,7 +216,7 @@ fn difference(config: &ModelConfig, dtype: Dtype, backend: Cpu) -> (f64, f64) {
 #[test]
 fn logits_agree_with_pytorch_for_every_configuration() {
     let configs = [every_kind(), every_option()].concat();
-    assert_eq!(configs.len(), 6 * 3 * 4 + every_option().len());
+    assert_eq!(configs.len(), 6 * 3 * 5 + every_option().len());
     for config in configs {
         let (worst, size) = difference(&config, Dtype::F32, Cpu::new());
         assert!(worst <= 1e-4, "{}: off by {worst:.1e}", describe(&config));

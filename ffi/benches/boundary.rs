@@ -202,7 +202,9 @@ fn write_large(path: &Path) {
         &Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/shakespeare.safetensors"),
     )
     .unwrap();
-    let config = ModelConfig { n_embd: 4096, ffn_dim: 4096, ..weights.config().clone() };
+    let config = weights.config().clone();
+    let config =
+        ModelConfig { n_embd: 4096, head_dim: 4096 / config.n_head, ffn_dim: 4096, ..config };
     let zeros = |spec: &TensorSpec| vec![0.0; spec.len()];
     format::write_model(path, &config, weights.tokenizer(), &[], Dtype::Bf16, &mut { zeros })
         .unwrap();

@@ -174,12 +174,15 @@ fn float_product<E: Weight>(
 ) -> Pass {
     let w: Vec<E> = common::numbers().take(n * width).map(round).collect();
     let w = Copies::new(&w, copies);
-    let x: Vec<f32> = common::numbers().take(rows * width).collect();
-    let (mut out, mut panel) = (vec![0.0; rows * n], vec![0.0; PANEL * width]);
+    // Activations begin at a cache line too.
+    let mut x = Copies::new(&common::numbers().take(rows * width).collect::<Vec<f32>>(), 1);
+    let mut panel = Copies::new(&vec![0.0; PANEL * width], 1);
+    let mut out = vec![0.0; rows * n];
     Box::new(move |isa| {
+        let (x, panel) = (x.first(), panel.first());
         for w in w.each() {
             let (out, w) = (&mut Columns::all(&mut out, n), Rows { w, bias: None, width });
-            dispatch::matmul(isa, out, false, &x, rows, w, &mut panel);
+            dispatch::matmul(isa, out, false, x, rows, w, panel);
         }
         black_box(&mut out);
     })
@@ -275,6 +278,10 @@ impl<E: Copy> Copies<E> {
         all.resize(start, one[0]);
         (0..n).for_each(|_| all.extend_from_slice(one));
         Copies { all, start, len: one.len() }
+    }
+
+    fn first(&mut self) -> &mut [E] {
+        &mut self.all[self.start..][..self.len]
     }
 
     fn each(&self) -> impl Iterator<Item = &[E]> {

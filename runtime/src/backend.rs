@@ -72,7 +72,7 @@ pub enum PositionWeights<B: Backend> {
 pub struct AttentionWeights<B: Backend> {
     /// Before the projections.
     pub norm: Option<NormWeights<B::Vector>>,
-    /// (n_embd, n_embd)
+    /// (n_head * head_dim, n_embd)
     pub q_proj: Linear<B>,
     /// (kv_dim, n_embd)
     pub k_proj: Linear<B>,
@@ -82,7 +82,7 @@ pub struct AttentionWeights<B: Backend> {
     pub q_norm: Option<NormWeights<B::Vector>>,
     /// The same of each key head; there with `q_norm`. (head_dim)
     pub k_norm: Option<NormWeights<B::Vector>>,
-    /// (n_embd, n_embd)
+    /// (n_embd, n_head * head_dim)
     pub o_proj: Linear<B>,
 }
 

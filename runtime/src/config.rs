@@ -1,11 +1,18 @@
 //! [`ModelConfig`] and its enums, defined here once: read from the section `[model]` of a
 //! configuration, written to and read from the metadata of a model file.
 
+mod kinds;
+mod metadata;
+mod rope;
+
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use crate::error::{Error, Result};
-use crate::ini::{Ini, Key, Section, alternatives, range_text, shown};
+use crate::ini::{Ini, Key, Section, range_text};
+pub use kinds::{Ffn, Norm, PositionalEncoding};
+use metadata::Metadata;
+pub use rope::RopeScaling;
 
 /// The largest and smallest numbers that a configuration or a model file may hold.
 ///
@@ -20,7 +27,7 @@ pub mod limits {
     pub const N_LAYER: RangeInclusive<usize> = 1..=1024;
     /// Query heads, and key and value heads.
     pub const N_HEAD: RangeInclusive<usize> = 1..=1024;
-    /// Width of the residual stream.
+    /// Width of the residual stream, and of all query heads together.
     pub const N_EMBD: RangeInclusive<usize> = 1..=65_536;
     /// Width of the FFN, up to sixteen times the widest residual stream.
     pub const FFN_DIM: RangeInclusive<usize> = 1..=1 << 20;
@@ -28,6 +35,10 @@ pub mod limits {
     pub const MAX_SEQ_LEN: RangeInclusive<usize> = 1..=1 << 24;
     /// Below 1 the frequencies of RoPE would rise with the dimension.
     pub const ROPE_THETA: RangeInclusive<f64> = 1.0..=1e12;
+    /// Below 1 a scaling would bring positions apart; published factors go up to 64.
+    pub const ROPE_FACTOR: RangeInclusive<f64> = 1.0..=1e6;
+    /// Turns within a context; published are 1 and 4.
+    pub const ROPE_FREQ_FACTOR: RangeInclusive<f64> = 1e-3..=1e6;
     /// An epsilon of 0 would turn a vector of zeros into NaN.
     pub const NORM_EPS: RangeInclusive<f64> = 1e-12..=1.0;
     /// Where the soft cap is on. Logits need room to differ; published caps are 30 and 50.
@@ -44,11 +55,17 @@ pub const MODEL_KEYS: &[Key] = &[
     Key::with_aliases("n_head", &["n_attn_heads"]),
     Key::new("n_kv_head"),
     Key::with_aliases("n_embd", &["n_dim"]),
+    Key::new("head_dim"),
     Key::new("ffn_dim"),
     Key::with_aliases("max_seq_len", &["n_context_max", NANOGPT_CONTEXT]),
     Key::with_aliases("dropout", &["p_dropout"]),
     Key::with_aliases("positional_encoding", &["positional_encoding_type"]),
     Key::new("rope_theta"),
+    Key::new("rope_scaling"),
+    Key::new("rope_factor"),
+    Key::new("rope_low_freq_factor"),
+    Key::new("rope_high_freq_factor"),
+    Key::new("rope_original_max_seq_len"),
     Key::with_aliases("norm", &["layer_norm_type"]),
     Key::new("norm_eps"),
     Key::new("final_norm"),
@@ -76,150 +93,6 @@ pub const EXPORT_FILE: Key = Key::new("export_file");
 /// nanoGPT has one name for the context of the model and that of training.
 const NANOGPT_CONTEXT: &str = "block_size";
 
-/// How a model knows the order of its tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum PositionalEncoding {
-    /// It does not, but for what the causal mask tells.
-    None,
-    /// Scores fall with distance, by a slope for each head (arXiv:2108.12409).
-    Alibi,
-    /// Fixed sines and cosines are added to the embedding (arXiv:1706.03762).
-    Sinusoidal,
-    /// A learned vector for each position is added to the embedding.
-    Learned,
-    /// A learned linear map of a 16-dimensional sinusoid is added to the embedding.
-    LearnedSinusoidal,
-    /// Queries and keys are rotated by their position (arXiv:2104.09864).
-    Rope,
-}
-
-impl PositionalEncoding {
-    /// Every encoding.
-    pub const ALL: &[PositionalEncoding] = &[
-        PositionalEncoding::None,
-        PositionalEncoding::Alibi,
-        PositionalEncoding::Sinusoidal,
-        PositionalEncoding::Learned,
-        PositionalEncoding::LearnedSinusoidal,
-        PositionalEncoding::Rope,
-    ];
-
-    /// Every spelling that a configuration may use, the standard one of each value first.
-    pub const SPELLINGS: &[(&str, PositionalEncoding)] = &[
-        ("none", PositionalEncoding::None),
-        ("alibi", PositionalEncoding::Alibi),
-        ("sinusoidal", PositionalEncoding::Sinusoidal),
-        ("learned", PositionalEncoding::Learned),
-        ("learned_embedding", PositionalEncoding::Learned), // teenyGPT
-        ("learned_sinusoidal", PositionalEncoding::LearnedSinusoidal),
-        ("rope", PositionalEncoding::Rope),
-    ];
-
-    /// Standard spelling, the one that a model file holds.
-    pub fn name(self) -> &'static str {
-        match self {
-            PositionalEncoding::None => "none",
-            PositionalEncoding::Alibi => "alibi",
-            PositionalEncoding::Sinusoidal => "sinusoidal",
-            PositionalEncoding::Learned => "learned",
-            PositionalEncoding::LearnedSinusoidal => "learned_sinusoidal",
-            PositionalEncoding::Rope => "rope",
-        }
-    }
-
-    /// The value of any spelling in any case.
-    pub fn parse(text: &str) -> Option<PositionalEncoding> {
-        parse(Self::SPELLINGS, text)
-    }
-}
-
-/// Normalisation before attention, before the FFN and (with `final_norm`) before the output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Norm {
-    /// The identity.
-    None,
-    /// Mean 0 and variance 1, then a scale and perhaps a shift (arXiv:1607.06450).
-    LayerNorm,
-    /// Root mean square 1, then a scale (arXiv:1910.07467).
-    RmsNorm,
-}
-
-impl Norm {
-    /// Every norm.
-    pub const ALL: &[Norm] = &[Norm::None, Norm::LayerNorm, Norm::RmsNorm];
-
-    /// Every spelling that a configuration may use, the standard one of each value first.
-    pub const SPELLINGS: &[(&str, Norm)] = &[
-        ("none", Norm::None),
-        ("layernorm", Norm::LayerNorm),
-        ("classic", Norm::LayerNorm), // teenyGPT
-        ("rmsnorm", Norm::RmsNorm),
-        ("rms", Norm::RmsNorm), // teenyGPT
-    ];
-
-    /// Standard spelling, the one that a model file holds.
-    pub fn name(self) -> &'static str {
-        match self {
-            Norm::None => "none",
-            Norm::LayerNorm => "layernorm",
-            Norm::RmsNorm => "rmsnorm",
-        }
-    }
-
-    /// The value of any spelling in any case.
-    pub fn parse(text: &str) -> Option<Norm> {
-        parse(Self::SPELLINGS, text)
-    }
-}
-
-/// The feed-forward network of a layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Ffn {
-    /// `down(relu(up(x)))` (arXiv:1706.03762).
-    Classic,
-    /// `down(gelu(up(x)))` with the exact GELU, by erf (arXiv:1606.08415).
-    Gelu,
-    /// `down(relu(up(x))²)` (arXiv:2109.08668).
-    Relu2,
-    /// `down(silu(gate(x)) * up(x))` (arXiv:2002.05202).
-    Swiglu,
-}
-
-impl Ffn {
-    /// Every kind.
-    pub const ALL: &[Ffn] = &[Ffn::Classic, Ffn::Gelu, Ffn::Relu2, Ffn::Swiglu];
-
-    /// Every spelling that a configuration may use, the standard one of each value first.
-    pub const SPELLINGS: &[(&str, Ffn)] = &[
-        ("classic", Ffn::Classic),
-        ("gelu", Ffn::Gelu),
-        ("relu2", Ffn::Relu2),
-        ("relu_squared", Ffn::Relu2),
-        ("swiglu", Ffn::Swiglu),
-        ("swish_glu", Ffn::Swiglu), // teenyGPT
-    ];
-
-    /// Standard spelling, the one that a model file holds.
-    pub fn name(self) -> &'static str {
-        match self {
-            Ffn::Classic => "classic",
-            Ffn::Gelu => "gelu",
-            Ffn::Relu2 => "relu2",
-            Ffn::Swiglu => "swiglu",
-        }
-    }
-
-    /// The value of any spelling in any case.
-    pub fn parse(text: &str) -> Option<Ffn> {
-        parse(Self::SPELLINGS, text)
-    }
-}
-
-fn parse<T: Copy>(spellings: &[(&str, T)], text: &str) -> Option<T> {
-    let found = spellings.iter().find(|(spelling, _)| spelling.eq_ignore_ascii_case(text));
-    found.map(|(_, value)| *value)
-}
-
 /// The shape of a model: everything that its forward pass depends on but for the weights.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
@@ -233,6 +106,8 @@ pub struct ModelConfig {
     pub n_kv_head: usize,
     /// Width of the residual stream.
     pub n_embd: usize,
+    /// Width of a head; `n_embd / n_head` in most models, but any width can be.
+    pub head_dim: usize,
     /// Width of the FFN.
     pub ffn_dim: usize,
     /// Context length in tokens.
@@ -241,6 +116,8 @@ pub struct ModelConfig {
     pub positional_encoding: PositionalEncoding,
     /// Base of the wavelengths of RoPE; without meaning for other encodings.
     pub rope_theta: f32,
+    /// What happens to the frequencies of RoPE; none for other encodings.
+    pub rope_scaling: Option<RopeScaling>,
     /// Normalisation.
     pub norm: Norm,
     /// Added to the variance or the mean square.
@@ -273,15 +150,43 @@ struct Invalid {
     expected: String,
 }
 
+impl Invalid {
+    fn in_file(self) -> Error {
+        let Invalid { key, found, expected } = self;
+        Error::Format { what: format!("metadata key {key}"), found, expected }
+    }
+
+    fn in_section(self, s: &Section) -> Error {
+        s.error(self.key, self.found, self.expected)
+    }
+}
+
+/// Width of a head where no key says it; 0 for no heads, which are refused later.
+fn equal_heads(n_embd: usize, n_head: usize) -> std::result::Result<usize, Invalid> {
+    if n_head != 0 && !n_embd.is_multiple_of(n_head) {
+        return Err(Invalid {
+            key: "n_embd",
+            found: n_embd.to_string(),
+            expected: format!("a multiple of n_head = {n_head}, or a head_dim"),
+        });
+    }
+    Ok(n_embd.checked_div(n_head).unwrap_or(0))
+}
+
 impl ModelConfig {
-    /// Width of a head.
-    pub fn head_dim(&self) -> usize {
-        self.n_embd / self.n_head
+    /// Width of all queries of a token: `n_head * head_dim`.
+    pub fn q_dim(&self) -> usize {
+        self.n_head * self.head_dim
+    }
+
+    /// Whether heads have another width than `n_embd / n_head`, so that a file must say it.
+    pub fn has_own_head_dim(&self) -> bool {
+        self.q_dim() != self.n_embd
     }
 
     /// Width of all keys, and of all values, of a token: `n_kv_head * head_dim`.
     pub fn kv_dim(&self) -> usize {
-        self.n_kv_head * self.head_dim()
+        self.n_kv_head * self.head_dim
     }
 
     /// Checks every number against [`limits`] and every combination that cannot work. No size that
@@ -290,11 +195,7 @@ impl ModelConfig {
     /// # Errors
     /// [`Error::Format`] naming the key.
     pub fn validate(&self) -> Result<()> {
-        self.check().map_err(|Invalid { key, found, expected }| Error::Format {
-            what: format!("metadata key {key}"),
-            found,
-            expected,
-        })
+        self.check().map_err(Invalid::in_file)
     }
 
     fn check(&self) -> std::result::Result<(), Invalid> {
@@ -304,6 +205,7 @@ impl ModelConfig {
             ("n_head", self.n_head, limits::N_HEAD),
             ("n_kv_head", self.n_kv_head, limits::N_HEAD),
             ("n_embd", self.n_embd, limits::N_EMBD),
+            ("head_dim", self.head_dim, limits::N_EMBD),
             ("ffn_dim", self.ffn_dim, limits::FFN_DIM),
             ("max_seq_len", self.max_seq_len, limits::MAX_SEQ_LEN),
         ] {
@@ -339,18 +241,22 @@ impl ModelConfig {
         let refuse = |key, found, expected: String| {
             Err(Invalid { key, found: format!("{found}"), expected })
         };
-        let ModelConfig { n_head, n_kv_head, n_embd, .. } = *self;
-        if !n_embd.is_multiple_of(n_head) {
-            return refuse("n_embd", n_embd, format!("a multiple of n_head = {n_head}"));
+        let ModelConfig { n_head, n_kv_head, n_embd, head_dim, .. } = *self;
+        let q_dim = *limits::N_EMBD.end();
+        if self.q_dim() > q_dim {
+            let expected = format!("at most {} for n_head = {n_head}", q_dim / n_head);
+            return refuse("head_dim", head_dim, expected);
         }
         if !n_head.is_multiple_of(n_kv_head) {
             return refuse("n_kv_head", n_kv_head, format!("a divisor of n_head = {n_head}"));
         }
         match self.positional_encoding {
-            PositionalEncoding::Rope if !self.head_dim().is_multiple_of(2) => {
+            PositionalEncoding::Rope if !head_dim.is_multiple_of(2) => {
+                if self.has_own_head_dim() {
+                    return refuse("head_dim", head_dim, "an even number for rope".to_owned());
+                }
                 let expected = format!(
-                    "an even head_dim for rope, not n_embd / n_head = {n_embd} / {n_head} = {}",
-                    self.head_dim()
+                    "an even head_dim for rope, not n_embd / n_head = {n_embd} / {n_head} = {head_dim}"
                 );
                 return refuse("n_embd", n_embd, expected);
             }
@@ -363,6 +269,19 @@ impl ModelConfig {
             | PositionalEncoding::Learned
             | PositionalEncoding::LearnedSinusoidal
             | PositionalEncoding::Rope => {}
+        }
+        if let Some(scaling) = self.rope_scaling {
+            scaling.check()?;
+            if self.positional_encoding != PositionalEncoding::Rope {
+                return Err(Invalid {
+                    key: "rope_scaling",
+                    found: scaling.name().to_owned(),
+                    expected: format!(
+                        "none: only rope has frequencies to scale, not positional_encoding = {}",
+                        self.positional_encoding.name()
+                    ),
+                });
+            }
         }
         match self.norm {
             Norm::None | Norm::RmsNorm if self.norm_bias => Err(Invalid {
@@ -379,11 +298,17 @@ impl ModelConfig {
 
     /// Within the limits, only a 32-bit machine can have too small a `usize` for all weights.
     fn check_size(&self) -> std::result::Result<(), Invalid> {
-        let [vocab, seq, embd, ffn, layers] =
-            [self.vocab_size, self.max_seq_len, self.n_embd, self.ffn_dim, self.n_layer]
-                .map(|n| n as u128);
+        let [vocab, seq, embd, heads, ffn, layers] = [
+            self.vocab_size,
+            self.max_seq_len,
+            self.n_embd,
+            self.q_dim(),
+            self.ffn_dim,
+            self.n_layer,
+        ]
+        .map(|n| n as u128);
         // No less than the parameters there are: every matrix of every variant, and all biases.
-        let layer = (4 * embd + 3 * ffn) * (embd + 1) + 7 * embd;
+        let layer = (4 * heads + 3 * ffn) * (embd + 1) + 6 * embd + 2 * heads;
         let params = 2 * vocab * (embd + 1) + (seq + 17 + 2) * embd + layers * layer;
         if params * size_of::<f32>() as u128 > isize::MAX as u128 {
             return Err(Invalid {
@@ -395,7 +320,7 @@ impl ModelConfig {
         Ok(())
     }
 
-    /// Keys and values as they stand in a model file. The keys of format version 2 are there only
+    /// Keys and values as they stand in a model file. Keys of format versions 2 and 4 are there only
     /// where they say something, so that the file of a model without them is what it always was.
     pub fn to_metadata(&self) -> Vec<(&'static str, String)> {
         let mut metadata = vec![
@@ -424,6 +349,12 @@ impl ModelConfig {
         if self.logit_softcap != 0.0 {
             metadata.push(("logit_softcap", self.logit_softcap.to_string()));
         }
+        if self.has_own_head_dim() {
+            metadata.push(("head_dim", self.head_dim.to_string()));
+        }
+        if let Some(scaling) = self.rope_scaling {
+            metadata.extend(scaling.to_metadata());
+        }
         metadata
     }
 
@@ -433,12 +364,19 @@ impl ModelConfig {
     /// [`Error::Format`] naming the first key that is missing, unreadable or invalid.
     pub fn from_metadata<'a>(get: impl Fn(&str) -> Option<&'a str>) -> Result<ModelConfig> {
         let metadata = Metadata(get);
+        let (n_head, n_embd) = (metadata.usize("n_head")?, metadata.usize("n_embd")?);
+        let head_dim = if metadata.has("head_dim") {
+            metadata.usize("head_dim")?
+        } else {
+            equal_heads(n_embd, n_head).map_err(Invalid::in_file)?
+        };
         let config = ModelConfig {
             vocab_size: metadata.usize("vocab_size")?,
             n_layer: metadata.usize("n_layer")?,
-            n_head: metadata.usize("n_head")?,
+            n_head,
             n_kv_head: metadata.usize("n_kv_head")?,
-            n_embd: metadata.usize("n_embd")?,
+            n_embd,
+            head_dim,
             ffn_dim: metadata.usize("ffn_dim")?,
             max_seq_len: metadata.usize("max_seq_len")?,
             positional_encoding: metadata.one_of(
@@ -447,6 +385,7 @@ impl ModelConfig {
                 PositionalEncoding::name,
             )?,
             rope_theta: metadata.f32("rope_theta")?,
+            rope_scaling: RopeScaling::from_metadata(&metadata)?,
             norm: metadata.one_of("norm", Norm::ALL, Norm::name)?,
             norm_eps: metadata.f32("norm_eps")?,
             final_norm: metadata.bool("final_norm")?,
@@ -500,12 +439,18 @@ pub fn model_section(ini: &Ini, vocab_size: usize) -> Result<ModelSection> {
     let bias = |teenygpt_bias: bool| s.bool("bias", teenygpt && teenygpt_bias);
     let n_head = s.usize("n_head", 8, limits::N_HEAD)?;
     let n_embd = s.usize("n_embd", 256, limits::N_EMBD)?;
+    let head_dim = if s.has("head_dim") {
+        s.usize("head_dim", 1, limits::N_EMBD)?
+    } else {
+        equal_heads(n_embd, n_head).map_err(|invalid| invalid.in_section(&s))?
+    };
     let config = ModelConfig {
         vocab_size,
         n_layer: s.usize("n_layer", 4, limits::N_LAYER)?,
         n_head,
         n_kv_head: s.usize("n_kv_head", n_head, limits::N_HEAD)?,
         n_embd,
+        head_dim,
         ffn_dim: s.usize("ffn_dim", n_embd, limits::FFN_DIM)?,
         max_seq_len: s.usize("max_seq_len", 256, limits::MAX_SEQ_LEN)?,
         positional_encoding: s.one_of(
@@ -514,6 +459,7 @@ pub fn model_section(ini: &Ini, vocab_size: usize) -> Result<ModelSection> {
             PositionalEncoding::Rope,
         )?,
         rope_theta: s.f64("rope_theta", 10_000.0, limits::ROPE_THETA)? as f32,
+        rope_scaling: RopeScaling::from_section(&s)?,
         norm,
         norm_eps: s.f64("norm_eps", norm_eps, limits::NORM_EPS)? as f32,
         final_norm: s.bool("final_norm", !teenygpt)?,
@@ -527,7 +473,7 @@ pub fn model_section(ini: &Ini, vocab_size: usize) -> Result<ModelSection> {
         logit_softcap: s.f64("logit_softcap", 0.0, 0.0..=*limits::LOGIT_SOFTCAP.end())? as f32,
     };
     let dropout = s.f64("dropout", 0.2, 0.0..1.0)?;
-    config.check().map_err(|Invalid { key, found, expected }| s.error(key, found, expected))?;
+    config.check().map_err(|invalid| invalid.in_section(&s))?;
     Ok(ModelSection { config, dropout, section: s })
 }
 
@@ -569,50 +515,6 @@ pub fn output_files(ini: &Ini) -> Result<(PathBuf, PathBuf)> {
         None => checkpoint.with_extension("safetensors"),
     };
     Ok((checkpoint, export))
-}
-
-/// Typed reading of a model file's metadata.
-struct Metadata<F>(F);
-
-impl<'a, F: Fn(&str) -> Option<&'a str>> Metadata<F> {
-    fn read<T>(
-        &self,
-        key: &str,
-        expected: impl Fn() -> String,
-        parse: impl Fn(&str) -> Option<T>,
-    ) -> Result<T> {
-        let text = (self.0)(key);
-        text.and_then(parse).ok_or_else(|| Error::Format {
-            what: format!("metadata key {key}"),
-            found: text.map_or("nothing".to_owned(), shown),
-            expected: expected(),
-        })
-    }
-
-    /// Whether the key is there at all: those of later versions need not be.
-    fn has(&self, key: &str) -> bool {
-        (self.0)(key).is_some()
-    }
-
-    fn usize(&self, key: &str) -> Result<usize> {
-        // `parse` alone would take a sign.
-        let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
-        let expected = || "a whole number".to_owned();
-        self.read(key, expected, |text| text.parse().ok().filter(|_| digits(text)))
-    }
-
-    fn f32(&self, key: &str) -> Result<f32> {
-        self.read(key, || "a number".to_owned(), |text| text.parse().ok())
-    }
-
-    fn bool(&self, key: &str) -> Result<bool> {
-        self.read(key, || "true or false".to_owned(), |text| text.parse().ok())
-    }
-
-    fn one_of<T: Copy>(&self, key: &str, all: &[T], name: fn(T) -> &'static str) -> Result<T> {
-        let expected = || alternatives(&all.iter().map(|v| name(*v)).collect::<Vec<_>>());
-        self.read(key, expected, |text| all.iter().copied().find(|value| name(*value) == text))
-    }
 }
 
 #[cfg(test)]

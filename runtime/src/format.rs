@@ -18,7 +18,7 @@ pub use write::{write_atomically, write_model};
 pub const FORMAT: &str = "teeny";
 /// Values of the metadata key `format_version`: readers refuse any other. The writer uses the
 /// first that has all parts of the model ([`format_version`]).
-pub const FORMAT_VERSIONS: &[&str] = &["1", "2", "3"];
+pub const FORMAT_VERSIONS: &[&str] = &["1", "2", "3", "4"];
 /// Tensor data begins at a multiple of this many bytes from the start of the file.
 pub const ALIGNMENT: usize = 64;
 /// What the name of a matrix in blocks gets for the tensor of its scales.
@@ -98,20 +98,20 @@ pub fn tensor_specs(config: &ModelConfig) -> Vec<TensorSpec> {
     }
     for n in 0..c.n_layer {
         specs.norm(names::layer(n, "input_layernorm"), c);
-        specs.linear(names::layer(n, "self_attn.q_proj"), c.n_embd, c.n_embd, c.attention_bias);
+        specs.linear(names::layer(n, "self_attn.q_proj"), c.q_dim(), c.n_embd, c.attention_bias);
         specs.linear(names::layer(n, "self_attn.k_proj"), c.kv_dim(), c.n_embd, c.attention_bias);
         specs.linear(names::layer(n, "self_attn.v_proj"), c.kv_dim(), c.n_embd, c.attention_bias);
         if c.qk_norm {
-            specs.add(names::layer(n, "self_attn.q_norm.weight"), &[c.head_dim()]);
-            specs.add(names::layer(n, "self_attn.k_norm.weight"), &[c.head_dim()]);
+            specs.add(names::layer(n, "self_attn.q_norm.weight"), &[c.head_dim]);
+            specs.add(names::layer(n, "self_attn.k_norm.weight"), &[c.head_dim]);
         }
-        specs.linear(names::layer(n, "self_attn.o_proj"), c.n_embd, c.n_embd, c.attention_bias);
+        specs.linear(names::layer(n, "self_attn.o_proj"), c.n_embd, c.q_dim(), c.attention_bias);
         specs.norm(names::layer(n, "post_attention_layernorm"), c);
         match c.ffn {
             Ffn::Swiglu => {
                 specs.linear(names::layer(n, "mlp.gate_proj"), c.ffn_dim, c.n_embd, c.ffn_bias);
             }
-            Ffn::Classic | Ffn::Gelu | Ffn::Relu2 => {}
+            Ffn::Classic | Ffn::Gelu | Ffn::GeluTanh | Ffn::Relu2 => {}
         }
         specs.linear(names::layer(n, "mlp.up_proj"), c.ffn_dim, c.n_embd, c.ffn_bias);
         specs.linear(names::layer(n, "mlp.down_proj"), c.n_embd, c.ffn_dim, c.ffn_bias);
@@ -128,15 +128,19 @@ pub fn tensor_specs(config: &ModelConfig) -> Vec<TensorSpec> {
     specs.0
 }
 
-/// The format version that a model's file has: 3 where matrices are in blocks, 2 for parts that a
-/// reader of version 1 does not know (`relu2`, `qk_norm`, `logit_softcap`). It would miss a soft cap
-/// without noticing, as it ignores keys that it does not know.
+/// The format version that a model's file has: 4 for parts that a reader of version 3 does not know
+/// (`gelu_tanh`, `head_dim`, `rope_scaling`), 3 where matrices are in blocks, 2 for `relu2`, `qk_norm`
+/// and `logit_softcap`. A reader of version 1 would miss a soft cap without noticing, as it ignores
+/// keys that it does not know.
 pub fn format_version(config: &ModelConfig, dtype: Dtype) -> &'static str {
-    let relu2 = match config.ffn {
-        Ffn::Relu2 => true,
-        Ffn::Classic | Ffn::Gelu | Ffn::Swiglu => false,
+    let (relu2, gelu_tanh) = match config.ffn {
+        Ffn::Relu2 => (true, false),
+        Ffn::GeluTanh => (false, true),
+        Ffn::Classic | Ffn::Gelu | Ffn::Swiglu => (false, false),
     };
-    if dtype.is_quantised() {
+    if gelu_tanh || config.has_own_head_dim() || config.rope_scaling.is_some() {
+        "4"
+    } else if dtype.is_quantised() {
         "3"
     } else if relu2 || config.qk_norm || config.logit_softcap != 0.0 {
         "2"
@@ -205,12 +209,16 @@ pub fn config_from_metadata(metadata: &BTreeMap<String, String>) -> Result<Model
     let config = ModelConfig::from_metadata(get)?;
     let (found, needed) =
         (get("format_version").unwrap_or_default(), format_version(&config, Dtype::F32));
-    // Programs that know version 1 only would read such a file as another model.
+    // Programs that know the version of the file only would read it as another model.
     if found < needed {
+        let parts = match needed {
+            "4" => "gelu_tanh, head_dim or rope_scaling",
+            _ => "relu2, qk_norm or logit_softcap",
+        };
         return Err(Error::Format {
             what: "metadata key format_version".into(),
             found: format!("{found:?}"),
-            expected: format!("{needed:?} with relu2, qk_norm or logit_softcap"),
+            expected: format!("{needed:?} with {parts}"),
         });
     }
     Ok(config)

@@ -37,7 +37,7 @@ impl KvShape {
         KvShape {
             n_layer: config.n_layer,
             n_kv_head: config.n_kv_head,
-            head_dim: config.head_dim(),
+            head_dim: config.head_dim,
             slots: (config.max_seq_len + rows - 1).next_multiple_of(PAGE),
         }
     }

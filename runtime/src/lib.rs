@@ -73,7 +73,7 @@ pub mod tokenizer;
 pub mod weights;
 
 pub use batch::{Batch, BatchEntry};
-pub use config::{Ffn, ModelConfig, Norm, PositionalEncoding};
+pub use config::{Ffn, ModelConfig, Norm, PositionalEncoding, RopeScaling};
 pub use cpu::{Cpu, CpuOptions, KvDtype};
 #[cfg(feature = "cuda")]
 pub use cuda::Cuda;

@@ -51,10 +51,7 @@ impl Encoding {
             PositionalEncoding::None | PositionalEncoding::Alibi | PositionalEncoding::Learned => {
                 (Encoding::None, 0)
             }
-            PositionalEncoding::Rope => {
-                let frequencies = Frequencies::new(f64::from(c.rope_theta), c.head_dim());
-                (Encoding::Rotation(frequencies), c.head_dim())
-            }
+            PositionalEncoding::Rope => (Encoding::Rotation(Frequencies::of_rope(c)), c.head_dim),
             PositionalEncoding::Sinusoidal => {
                 (Encoding::Sinusoid(Frequencies::new(1e4, c.n_embd)), c.n_embd)
             }
@@ -110,7 +107,7 @@ impl<B: Backend> Model<B> {
         let attention = AttentionShape {
             n_head: c.n_head,
             n_kv_head: c.n_kv_head,
-            head_dim: c.head_dim(),
+            head_dim: c.head_dim,
             window: c.max_seq_len,
             rotate: c.positional_encoding == PositionalEncoding::Rope,
             slopes: if alibi { alibi_slopes(c.n_head) } else { vec![0.0; c.n_head] },
@@ -268,7 +265,8 @@ impl<B: Backend> Model<B> {
         let (b, c) = (&self.backend, &self.config);
         let limits = b.limits();
         let encoding = Encoding::new(c).1;
-        let row = 5 * c.n_embd + 2 * c.kv_dim() + 2 * c.ffn_dim + 2 * encoding + c.vocab_size;
+        let (q_dim, kv_dim) = (c.q_dim(), c.kv_dim());
+        let row = 3 * c.n_embd + 2 * (q_dim + kv_dim + c.ffn_dim) + 2 * encoding + c.vocab_size;
         let rows = (self.n_bytes().max(limits.bytes) / (4 * row)).clamp(1, limits.rows);
         let logit_rows = rows.min(limits.logit_rows);
         let shape = PassShape { rows, logit_rows, encoding, config: c.clone() };
@@ -276,10 +274,10 @@ impl<B: Backend> Model<B> {
             pass: b.pass(&shape)?,
             x: b.buffer(rows, c.n_embd)?,
             normed: b.buffer(rows, c.n_embd)?,
-            q: b.buffer(rows, c.n_embd)?,
-            k: b.buffer(rows, c.kv_dim())?,
-            v: b.buffer(rows, c.kv_dim())?,
-            mixed: b.buffer(rows, c.n_embd)?,
+            q: b.buffer(rows, q_dim)?,
+            k: b.buffer(rows, kv_dim)?,
+            v: b.buffer(rows, kv_dim)?,
+            mixed: b.buffer(rows, q_dim)?,
             branch: b.buffer(rows, c.n_embd)?,
             gate: b.buffer(rows, c.ffn_dim)?,
             up: b.buffer(rows, c.ffn_dim)?,
@@ -441,7 +439,7 @@ impl<B: Backend> Loader<'_, B> {
                 kind: c.ffn,
                 gate_proj: match c.ffn {
                     Ffn::Swiglu => Some(linear("mlp.gate_proj", c.ffn_bias)?),
-                    Ffn::Classic | Ffn::Gelu | Ffn::Relu2 => None,
+                    Ffn::Classic | Ffn::Gelu | Ffn::GeluTanh | Ffn::Relu2 => None,
                 },
                 up_proj: linear("mlp.up_proj", c.ffn_bias)?,
                 down_proj: linear("mlp.down_proj", c.ffn_bias)?,

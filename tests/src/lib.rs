@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex};
 use teeny_runtime::backend::Backend;
 use teeny_runtime::format::{self, TensorSpec};
 use teeny_runtime::tokenizer::{CharTokenizer, Tokenizer};
-use teeny_runtime::{Dtype, Ffn, Model, ModelConfig, Norm, PositionalEncoding, Weights};
+use teeny_runtime::{
+    Dtype, Ffn, Model, ModelConfig, Norm, PositionalEncoding, RopeScaling, Weights,
+};
 
 /// Token ids of the small models are below this.
 pub const VOCAB_SIZE: usize = 29;
@@ -22,10 +24,12 @@ pub fn small(positional_encoding: PositionalEncoding, norm: Norm, ffn: Ffn) -> M
         n_head: 3,
         n_kv_head: 3,
         n_embd: 30,
+        head_dim: 10,
         ffn_dim: 37,
         max_seq_len: 24,
         positional_encoding,
         rope_theta: 10000.0,
+        rope_scaling: None,
         norm,
         norm_eps: 1e-5,
         final_norm: true,
@@ -39,6 +43,19 @@ pub fn small(positional_encoding: PositionalEncoding, norm: Norm, ffn: Ffn) -> M
         logit_softcap: 0.0,
     }
 }
+
+/// Gives a model another width and other heads, of `n_embd / n_head`.
+pub fn resize(c: &mut ModelConfig, n_embd: usize, n_head: usize, n_kv_head: usize) {
+    (c.n_embd, c.n_head, c.n_kv_head, c.head_dim) = (n_embd, n_head, n_kv_head, n_embd / n_head);
+}
+
+/// Llama 3.1's frequencies for an original context that the small models go beyond.
+pub const LLAMA3: RopeScaling = RopeScaling::Llama3 {
+    factor: 8.0,
+    low_freq_factor: 1.0,
+    high_freq_factor: 4.0,
+    original_max_seq_len: 12,
+};
 
 /// Every positional encoding × norm × ffn.
 pub fn every_kind() -> Vec<ModelConfig> {
@@ -72,11 +89,11 @@ pub fn every_option() -> Vec<ModelConfig> {
         with(&|c| c.rope_theta = 500.0),
         with(&|c| c.norm_eps = 0.1),
         with(&|c| (c.norm, c.norm_eps) = (Norm::RmsNorm, 0.1)),
-        with(&|c| (c.n_head, c.n_kv_head) = (5, 1)),
-        with(&|c| (c.n_embd, c.n_head, c.n_kv_head) = (32, 8, 2)),
+        with(&|c| resize(c, 30, 5, 1)),
+        with(&|c| resize(c, 32, 8, 2)),
         with(&|c| {
             c.positional_encoding = PositionalEncoding::Alibi;
-            (c.n_embd, c.n_head, c.n_kv_head) = (36, 6, 3);
+            resize(c, 36, 6, 3);
         }),
         with(&|c| (c.ffn, c.ffn_bias) = (Ffn::Classic, true)),
         with(&|c| (c.ffn, c.ffn_bias) = (Ffn::Gelu, true)),
@@ -84,7 +101,7 @@ pub fn every_option() -> Vec<ModelConfig> {
             (c.attention_bias, c.ffn_bias, c.norm_bias, c.lm_head_bias) = (true, true, true, true);
         }),
         with(&|c| (c.n_layer, c.ffn_dim) = (1, 1)),
-        with(&|c| (c.n_embd, c.n_head, c.n_kv_head) = (128, 1, 1)),
+        with(&|c| resize(c, 128, 1, 1)),
         with(&|c| (c.ffn, c.ffn_bias) = (Ffn::Relu2, true)),
         with(&|c| c.qk_norm = true),
         // Logits reach about 3: a cap that bends most of them, and one that bends few.
@@ -94,21 +111,40 @@ pub fn every_option() -> Vec<ModelConfig> {
         with(&|c| (c.qk_norm, c.norm, c.norm_eps) = (true, Norm::RmsNorm, 0.1)),
         with(&|c| {
             (c.qk_norm, c.logit_softcap) = (true, 2.0);
-            (c.n_embd, c.n_head, c.n_kv_head) = (32, 8, 2);
+            resize(c, 32, 8, 2);
             (c.ffn, c.tie_embeddings) = (Ffn::Relu2, true);
         }),
         with(&|c| {
             (c.qk_norm, c.positional_encoding) = (true, PositionalEncoding::Alibi);
-            (c.n_embd, c.n_head, c.n_kv_head) = (36, 6, 3);
+            resize(c, 36, 6, 3);
         }),
         with(&|c| {
             (c.qk_norm, c.positional_encoding) = (true, PositionalEncoding::None);
-            (c.n_embd, c.n_head, c.n_kv_head) = (35, 5, 1);
+            resize(c, 35, 5, 1);
             (c.norm, c.logit_softcap) = (Norm::None, 0.5);
+        }),
+        with(&|c| (c.ffn, c.ffn_bias) = (Ffn::GeluTanh, true)),
+        // Heads wider than n_embd / n_head, and narrower.
+        with(&|c| c.head_dim = 64),
+        with(&|c| (c.head_dim, c.attention_bias) = (6, true)),
+        with(&|c| {
+            (c.head_dim, c.qk_norm, c.n_kv_head) = (24, true, 1);
+            (c.norm, c.ffn, c.tie_embeddings) = (Norm::RmsNorm, Ffn::GeluTanh, true);
+        }),
+        with(&|c| {
+            (c.n_embd, c.n_head, c.n_kv_head, c.head_dim) = (32, 5, 5, 7);
+            (c.positional_encoding, c.qk_norm) = (PositionalEncoding::Alibi, true);
+        }),
+        with(&|c| (c.positional_encoding, c.head_dim) = (PositionalEncoding::Learned, 1)),
+        with(&|c| c.rope_scaling = Some(RopeScaling::Linear { factor: 2.5 })),
+        with(&|c| c.rope_scaling = Some(LLAMA3)),
+        with(&|c| {
+            (c.rope_scaling, c.head_dim, c.rope_theta) = (Some(LLAMA3), 34, 50.0);
+            (c.norm, c.attention_bias, c.qk_norm) = (Norm::RmsNorm, true, true);
         }),
         with(&|c| {
             (c.qk_norm, c.positional_encoding) = (true, PositionalEncoding::Learned);
-            (c.n_embd, c.n_head, c.n_kv_head) = (128, 1, 1);
+            resize(c, 128, 1, 1);
         }),
     ]
 }
@@ -116,12 +152,14 @@ pub fn every_option() -> Vec<ModelConfig> {
 /// A name for messages.
 pub fn describe(c: &ModelConfig) -> String {
     format!(
-        "{} {} {} heads {}/{} width {} ffn {} biases {}{}{}{} tied {} final norm {} qk norm {} cap {}",
+        "{} {} {} heads {}/{} of {} width {} ffn {} biases {}{}{}{} tied {} final norm {} qk norm {} cap {} \
+         scaling {:?}",
         c.positional_encoding.name(),
         c.norm.name(),
         c.ffn.name(),
         c.n_head,
         c.n_kv_head,
+        c.head_dim,
         c.n_embd,
         c.ffn_dim,
         u8::from(c.attention_bias),
@@ -131,7 +169,8 @@ pub fn describe(c: &ModelConfig) -> String {
         c.tie_embeddings,
         c.final_norm,
         c.qk_norm,
-        c.logit_softcap
+        c.logit_softcap,
+        c.rope_scaling
     )
 }
 

@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 use teeny_runtime::config::{ModelConfig, PositionalEncoding};
-use teeny_runtime::position::alibi_slopes;
+use teeny_runtime::position::{Frequencies, alibi_slopes};
 
 use crate::dropout::{keep_mask, keep_scale};
 
@@ -22,7 +22,7 @@ pub struct Attention {
     bias: Tensor,
     has_alibi: bool,
     /// Factors of the rows of the projection for [`with_dropout`]: `1/sqrt(head_dim)` for queries
-    /// and the survivors' factor for values, `(n_embd + 2 kv_dim)`. On the weights they cost nothing.
+    /// and the survivors' factor for values, `(q_dim + 2 kv_dim)`. On the weights they cost nothing.
     /// With a norm of the queries their factor is on its weights.
     row_factors: Tensor,
     norm_eps: f64,
@@ -30,9 +30,9 @@ pub struct Attention {
 
 /// The projection to queries, keys and values, and what is done to them then.
 pub struct Projection<'a> {
-    /// `(n_embd + 2 kv_dim, n_embd)`
+    /// `(q_dim + 2 kv_dim, n_embd)`
     pub weight: &'a Tensor,
-    /// `(n_embd + 2 kv_dim)` f32
+    /// `(q_dim + 2 kv_dim)` f32
     pub bias: Option<&'a Tensor>,
     /// Weights of an RMSNorm of each query head, `(head_dim)` f32.
     pub q_norm: Option<&'a Tensor>,
@@ -72,10 +72,10 @@ impl Attention {
         };
         let factors =
             |factor: f64, rows: usize| Tensor::full([rows as i64], factor, (Kind::Float, device));
-        let of_queries = if config.qk_norm { 1.0 } else { 1.0 / (config.head_dim() as f64).sqrt() };
+        let of_queries = if config.qk_norm { 1.0 } else { 1.0 / (config.head_dim as f64).sqrt() };
         let row_factors = Tensor::cat(
             &[
-                factors(of_queries, config.n_embd),
+                factors(of_queries, config.q_dim()),
                 factors(1.0, config.kv_dim()),
                 factors(keep_scale(p_dropout), config.kv_dim()),
             ],
@@ -84,7 +84,7 @@ impl Attention {
         Attention {
             n_head: config.n_head as i64,
             n_kv_head: config.n_kv_head as i64,
-            head_dim: config.head_dim() as i64,
+            head_dim: config.head_dim as i64,
             p_dropout,
             rotary,
             bias: bias.to_device(device),
@@ -94,7 +94,7 @@ impl Attention {
         }
     }
 
-    /// `(B, T, n_embd)` from `x`, `(B, T, n_embd)`, which has the kind of the projection's weights.
+    /// `(B, T, q_dim)` from `x`, `(B, T, n_embd)`, which has the kind of the projection's weights.
     pub fn forward(&self, x: &Tensor, projection: &Projection<'_>, training: bool) -> Tensor {
         let size = x.size();
         let (b, t) = (size[0], size[1]);
@@ -140,7 +140,7 @@ impl Attention {
             let grouped = self.n_head != self.n_kv_head;
             Tensor::scaled_dot_product_attention(&q, &k, &v, bias, p, causal, None, grouped)
         };
-        // (B, n_head, T, head_dim) -> (B, T, n_embd)
+        // (B, n_head, T, head_dim) -> (B, T, q_dim)
         out.transpose(1, 2).reshape([b, t, self.n_head * self.head_dim])
     }
 
@@ -217,18 +217,15 @@ impl Attention {
 
 impl Rotary {
     fn new(config: &ModelConfig, max_t: usize, device: Device) -> Rotary {
-        let head_dim = config.head_dim();
+        let head_dim = config.head_dim;
         let half = head_dim / 2;
-        let theta = f64::from(config.rope_theta);
-        let (mut cos, mut sin) = (Vec::new(), Vec::new());
-        for pos in 0..max_t {
-            for i in 0..half {
-                let angle = pos as f64 * theta.powf(-2.0 * i as f64 / head_dim as f64);
-                cos.push(angle.cos() as f32);
-                sin.push(angle.sin() as f32);
-            }
+        // The runtime's own numbers: (max_t, head_dim/2, 2), cosines and sines.
+        let frequencies = Frequencies::of_rope(config);
+        let mut turns = vec![0.0; max_t * head_dim];
+        for (pos, turns) in turns.chunks_exact_mut(head_dim).enumerate() {
+            frequencies.rotation(pos, turns);
         }
-        let table = |values: &[f32]| Tensor::from_slice(values).view([-1, 1, half as i64]);
+        let turns = Tensor::from_slice(&turns).view([-1, 1, half as i64, 2]);
         let turned = config.n_head + config.n_kv_head;
         let mut order: Vec<i64> = Vec::new();
         for head in 0..turned {
@@ -237,9 +234,9 @@ impl Rotary {
                 order.push((head * head_dim + i + half) as i64);
             }
         }
-        order.extend(order.len() as i64..(config.n_embd + 2 * config.kv_dim()) as i64);
+        order.extend(order.len() as i64..(config.q_dim() + 2 * config.kv_dim()) as i64);
         Rotary {
-            turns: Tensor::complex(&table(&cos), &table(&sin)).to_device(device),
+            turns: turns.view_as_complex().to_device(device),
             order: Tensor::from_slice(&order).to_device(device),
         }
     }

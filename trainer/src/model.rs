@@ -51,7 +51,7 @@ struct NormAt {
 
 struct Layer {
     input_norm: NormAt,
-    /// To query, key and value in one product, `(n_embd + 2 kv_dim, n_embd)`.
+    /// To query, key and value in one product, `(q_dim + 2 kv_dim, n_embd)`.
     qkv_proj: LinearAt,
     /// RMSNorm of each query head and each key head; no weight means none.
     q_norm: NormAt,
@@ -119,7 +119,7 @@ impl Gpt {
                     post_norm: norm("post_attention_layernorm"),
                     up_proj: linear(match config.ffn {
                         Ffn::Swiglu => "mlp.gate_proj",
-                        Ffn::Classic | Ffn::Gelu | Ffn::Relu2 => "mlp.up_proj",
+                        Ffn::Classic | Ffn::Gelu | Ffn::GeluTanh | Ffn::Relu2 => "mlp.up_proj",
                     }),
                     down_proj: linear("mlp.down_proj"),
                 }
@@ -227,6 +227,7 @@ impl Gpt {
         match self.config.ffn {
             Ffn::Classic => hidden.relu(),
             Ffn::Gelu => hidden.gelu("none"),
+            Ffn::GeluTanh => hidden.gelu("tanh"),
             Ffn::Relu2 => {
                 let positive = hidden.relu();
                 &positive * &positive

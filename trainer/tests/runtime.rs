@@ -8,7 +8,8 @@ use tch::{Device, Kind, Tensor};
 use teeny_runtime::format::write_model;
 use teeny_runtime::tokenizer::{CharTokenizer, Tokenizer};
 use teeny_runtime::{
-    Cpu, Dtype, Ffn, Model, ModelConfig, Norm, Overflow, PositionalEncoding, Session, Weights,
+    Cpu, Dtype, Ffn, Model, ModelConfig, Norm, Overflow, PositionalEncoding, RopeScaling, Session,
+    Weights,
 };
 use teeny_trainer::model::Gpt;
 use teeny_trainer::params::flat_to_vec;
@@ -23,10 +24,12 @@ fn config(positional_encoding: PositionalEncoding, norm: Norm, ffn: Ffn) -> Mode
         n_head: 3,
         n_kv_head: 3,
         n_embd: 30,
+        head_dim: 10,
         ffn_dim: 37,
         max_seq_len: T,
         positional_encoding,
         rope_theta: 10000.0,
+        rope_scaling: None,
         norm,
         norm_eps: 1e-5,
         final_norm: true,
@@ -63,6 +66,7 @@ fn configs() -> Vec<ModelConfig> {
         n_embd: 32,
         n_head: 8,
         n_kv_head: 2,
+        head_dim: 4,
         rope_theta: 500.0,
         ..base.clone()
     });
@@ -70,6 +74,7 @@ fn configs() -> Vec<ModelConfig> {
         n_embd: 32,
         n_head: 8,
         n_kv_head: 2,
+        head_dim: 4,
         norm: Norm::RmsNorm,
         ffn: Ffn::Relu2,
         qk_norm: true,
@@ -83,7 +88,27 @@ fn configs() -> Vec<ModelConfig> {
         n_embd: 36,
         n_head: 6,
         n_kv_head: 3,
+        head_dim: 6,
         positional_encoding: alibi,
+        ..base.clone()
+    });
+    // Heads wider than n_embd / n_head, and narrower.
+    all.push(ModelConfig {
+        head_dim: 16,
+        n_kv_head: 1,
+        attention_bias: true,
+        qk_norm: true,
+        rope_scaling: Some(RopeScaling::Linear { factor: 4.0 }),
+        ..base.clone()
+    });
+    all.push(ModelConfig {
+        head_dim: 6,
+        rope_scaling: Some(RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_seq_len: 64,
+        }),
         ..base
     });
     all

@@ -14,6 +14,14 @@ fn read(model: &str) -> Result<ModelSection> {
     model_section(&ini(model), 65)
 }
 
+/// Of Llama 3.2.
+const LLAMA3: RopeScaling = RopeScaling::Llama3 {
+    factor: 32.0,
+    low_freq_factor: 1.0,
+    high_freq_factor: 4.0,
+    original_max_seq_len: 8192,
+};
+
 /// What a file without any key means.
 fn reference() -> ModelConfig {
     ModelConfig {
@@ -22,10 +30,12 @@ fn reference() -> ModelConfig {
         n_head: 8,
         n_kv_head: 8,
         n_embd: 256,
+        head_dim: 32,
         ffn_dim: 256,
         max_seq_len: 256,
         positional_encoding: PositionalEncoding::Rope,
         rope_theta: 10_000.0,
+        rope_scaling: None,
         norm: Norm::LayerNorm,
         norm_eps: 1e-5,
         final_norm: true,
@@ -69,9 +79,11 @@ fn config_ini_is_the_reference_configuration() {
 #[test]
 fn every_key_is_read() {
     let model = read(
-        "n_layer = 2\nn_head = 6\nn_kv_head = 3\nn_embd = 48\nffn_dim = 100\nmax_seq_len = 1_000\n\
-         dropout = 0\npositional_encoding = alibi\nrope_theta = 5e5\nnorm = layernorm\n\
-         norm_eps = 1e-6\nfinal_norm = no\nffn = gelu\nbias = false\nattention_bias = yes\n\
+        "n_layer = 2\nn_head = 6\nn_kv_head = 3\nn_embd = 48\nhead_dim = 10\nffn_dim = 100\nmax_seq_len = 1_000\n\
+         dropout = 0\npositional_encoding = rope\nrope_theta = 5e5\nrope_scaling = llama3\n\
+         rope_factor = 8\nrope_low_freq_factor = 0.5\nrope_high_freq_factor = 3\n\
+         rope_original_max_seq_len = 8_192\nnorm = layernorm\n\
+         norm_eps = 1e-6\nfinal_norm = no\nffn = gelu_tanh\nbias = false\nattention_bias = yes\n\
          ffn_bias = on\nnorm_bias = 1\nlm_head_bias = true\ntie_embeddings = TRUE\n\
          qk_norm = yes\nlogit_softcap = 30.5",
     )
@@ -84,14 +96,21 @@ fn every_key_is_read() {
             n_head: 6,
             n_kv_head: 3,
             n_embd: 48,
+            head_dim: 10,
             ffn_dim: 100,
             max_seq_len: 1000,
-            positional_encoding: PositionalEncoding::Alibi,
+            positional_encoding: PositionalEncoding::Rope,
             rope_theta: 5e5,
+            rope_scaling: Some(RopeScaling::Llama3 {
+                factor: 8.0,
+                low_freq_factor: 0.5,
+                high_freq_factor: 3.0,
+                original_max_seq_len: 8192,
+            }),
             norm: Norm::LayerNorm,
             norm_eps: 1e-6,
             final_norm: false,
-            ffn: Ffn::Gelu,
+            ffn: Ffn::GeluTanh,
             attention_bias: true,
             ffn_bias: true,
             norm_bias: true,
@@ -115,6 +134,7 @@ fn a_config_for_teenygpt_gives_its_model() {
         n_head: 4,
         n_kv_head: 4,
         n_embd: 128,
+        head_dim: 32,
         ffn_dim: 128,
         max_seq_len: 64,
         positional_encoding: PositionalEncoding::Learned,
@@ -170,7 +190,7 @@ fn only_teenygpts_names_in_the_file_give_teenygpts_model() {
     let mut standard = ini("n_embd = 256");
     standard.set("model.n_dim=64").expect("well formed");
     let config = model_section(&standard, 65).expect("valid").config;
-    assert_eq!(config, ModelConfig { n_embd: 64, ffn_dim: 64, ..reference() });
+    assert_eq!(config, ModelConfig { n_embd: 64, head_dim: 8, ffn_dim: 64, ..reference() });
     let mut teenygpt = ini("n_dim = 256");
     teenygpt.set("model.n_embd=64").expect("well formed");
     assert!(model_section(&teenygpt, 65).expect("valid").config.lm_head_bias);
@@ -203,11 +223,17 @@ fn bad_configurations_are_refused_with_their_place() {
             "n_embd = 65537",
             "c.ini:2: [model] n_embd: found 65537, expected a whole number from 1 to 65536",
         ),
-        ("\nn_embd = 250", "c.ini:3: [model] n_embd: found 250, expected a multiple of n_head = 8"),
-        ("n_head = 7", "c.ini: [model] n_embd: found 256, expected a multiple of n_head = 7"),
+        (
+            "\nn_embd = 250",
+            "c.ini:3: [model] n_embd: found 250, expected a multiple of n_head = 8, or a head_dim",
+        ),
+        (
+            "n_head = 7",
+            "c.ini: [model] n_embd: found 256, expected a multiple of n_head = 7, or a head_dim",
+        ),
         (
             "n_dim = 100\nn_attn_heads = 3",
-            "c.ini:2: [model] n_dim: found 100, expected a multiple of n_head = 3",
+            "c.ini:2: [model] n_dim: found 100, expected a multiple of n_head = 3, or a head_dim",
         ),
         ("n_kv_head = 3", "c.ini:2: [model] n_kv_head: found 3, expected a divisor of n_head = 8"),
         (
@@ -217,6 +243,51 @@ fn bad_configurations_are_refused_with_their_place() {
         (
             "n_embd = 24",
             "c.ini:2: [model] n_embd: found 24, expected an even head_dim for rope, not n_embd / n_head = 24 / 8 = 3",
+        ),
+        ("head_dim = 33", "c.ini:2: [model] head_dim: found 33, expected an even number for rope"),
+        (
+            "head_dim = 10_000",
+            "c.ini:2: [model] head_dim: found 10000, expected at most 8192 for n_head = 8",
+        ),
+        (
+            "head_dim = 0",
+            "c.ini:2: [model] head_dim: found 0, expected a whole number from 1 to 65536",
+        ),
+        (
+            "rope_scaling = yarn",
+            "c.ini:2: [model] rope_scaling: found \"yarn\", expected none, linear or llama3",
+        ),
+        (
+            "rope_scaling = linear",
+            "c.ini: [model] rope_factor: found nothing, expected a number with rope_scaling = linear",
+        ),
+        (
+            "rope_factor = 8",
+            "c.ini:2: [model] rope_factor: found 8, expected rope_scaling = linear or llama3 with it",
+        ),
+        (
+            "rope_scaling = linear\nrope_factor = 8\nrope_low_freq_factor = 1",
+            "c.ini:4: [model] rope_low_freq_factor: found 1, expected rope_scaling = llama3 with it",
+        ),
+        (
+            "rope_scaling = linear\nrope_factor = 0.5",
+            "c.ini:3: [model] rope_factor: found 0.5, expected a number from 1 to 1e6",
+        ),
+        (
+            "rope_scaling = llama3\nrope_factor = 8",
+            "c.ini: [model] rope_original_max_seq_len: found nothing, expected a whole number with rope_scaling = llama3",
+        ),
+        (
+            "rope_scaling = llama3\nrope_factor = 8\nrope_original_max_seq_len = 0",
+            "c.ini:4: [model] rope_original_max_seq_len: found 0, expected a whole number from 1 to 16777216",
+        ),
+        (
+            "rope_scaling = llama3\nrope_factor = 8\nrope_original_max_seq_len = 9\nrope_low_freq_factor = 4",
+            "c.ini: [model] rope_high_freq_factor: found 4, expected more than rope_low_freq_factor = 4",
+        ),
+        (
+            "rope_scaling = linear\nrope_factor = 8\npositional_encoding = alibi",
+            "c.ini:2: [model] rope_scaling: found linear, expected none: only rope has frequencies to scale, not positional_encoding = alibi",
         ),
         (
             "n_embd = 25\nn_head = 5\npositional_encoding = sinusoidal",
@@ -246,7 +317,7 @@ fn bad_configurations_are_refused_with_their_place() {
         ),
         (
             "ffn = moe",
-            "c.ini:2: [model] ffn: found \"moe\", expected classic, gelu, relu2 or swiglu",
+            "c.ini:2: [model] ffn: found \"moe\", expected classic, gelu, gelu_tanh, relu2 or swiglu",
         ),
         (
             "positional_encoding = roep",
@@ -324,8 +395,20 @@ fn metadata_round_trip() {
                     norm_bias: *norm == Norm::LayerNorm,
                     ..reference()
                 };
-                for (qk_norm, logit_softcap) in [(false, 0.0), (true, 0.1), (false, 1000.0)] {
-                    let config = ModelConfig { qk_norm, logit_softcap, ..config.clone() };
+                let rope = *positional_encoding == PositionalEncoding::Rope;
+                for (qk_norm, logit_softcap, head_dim, scaling) in [
+                    (false, 0.0, 32, None),
+                    (true, 0.1, 2, Some(RopeScaling::Linear { factor: 1.1 })),
+                    (false, 1000.0, 8192, Some(LLAMA3)),
+                ] {
+                    let rope_scaling = scaling.filter(|_| rope);
+                    let config = ModelConfig {
+                        qk_norm,
+                        logit_softcap,
+                        head_dim,
+                        rope_scaling,
+                        ..config.clone()
+                    };
                     let metadata: HashMap<_, _> = config.to_metadata().into_iter().collect();
                     let get = |key: &str| metadata.get(key).map(String::as_str);
                     assert_eq!(ModelConfig::from_metadata(get).expect("own output"), config);
@@ -370,15 +453,21 @@ fn every_key_of_the_metadata_is_checked() {
             assert!(message.starts_with(&prefix), "{key} = {bad:?}: {message}");
         }
     }
-    let later = ModelConfig { qk_norm: true, logit_softcap: 30.0, ..reference() };
+    let later = ModelConfig {
+        qk_norm: true,
+        logit_softcap: 30.0,
+        head_dim: 64,
+        rope_scaling: Some(LLAMA3),
+        ..reference()
+    };
     let with_later = |key: &str, value: &str| {
         let mut metadata: HashMap<_, _> = later.to_metadata().into_iter().collect();
         assert!(metadata.insert(key, value.to_owned()).is_some(), "{key}");
         let read = ModelConfig::from_metadata(|key| metadata.get(key).map(String::as_str));
         read.expect_err(key).to_string()
     };
-    for key in ["qk_norm", "logit_softcap"] {
-        for bad in ["", "x", "-1", " 1", "NaN", "inf", "1000.1", "0.01", "True"] {
+    for (key, _) in later.to_metadata().into_iter().skip(reference().to_metadata().len()) {
+        for bad in ["", "x", "-1", " 1", "NaN", "inf", "1e30", "0.0001", "True"] {
             let message = with_later(key, bad);
             let prefix = format!("model file: metadata key {key}: found ");
             assert!(message.starts_with(&prefix), "{key} = {bad:?}: {message}");
@@ -415,6 +504,7 @@ fn the_largest_sizes_do_not_overflow() {
         n_head: *limits::N_HEAD.end(),
         n_kv_head: *limits::N_HEAD.end(),
         n_embd: *limits::N_EMBD.end(),
+        head_dim: limits::N_EMBD.end() / limits::N_HEAD.end(),
         ffn_dim: *limits::FFN_DIM.end(),
         max_seq_len: *limits::MAX_SEQ_LEN.end(),
         positional_encoding: PositionalEncoding::Learned,
@@ -431,6 +521,16 @@ fn the_largest_sizes_do_not_overflow() {
     } else {
         largest.validate().expect_err("more than can be addressed");
     }
-    let all = ModelConfig { n_embd: usize::MAX, n_head: usize::MAX, ..largest };
+    let all = ModelConfig {
+        n_embd: usize::MAX,
+        n_head: usize::MAX,
+        head_dim: usize::MAX,
+        ..largest.clone()
+    };
     all.validate().expect_err("out of range");
+    let wide = ModelConfig { head_dim: *limits::N_EMBD.end(), ..largest };
+    assert_eq!(
+        wide.validate().expect_err("too many queries").to_string(),
+        "model file: metadata key head_dim: found 65536, expected at most 64 for n_head = 1024"
+    );
 }

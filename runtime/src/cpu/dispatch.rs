@@ -322,6 +322,7 @@ kernel! {
     match ffn {
         Ffn::Classic => up.iter_mut().for_each(|up| *up = scalar::relu(*up)),
         Ffn::Gelu => up.iter_mut().for_each(|up| *up = scalar::gelu(*up)),
+        Ffn::GeluTanh => up.iter_mut().for_each(|up| *up = scalar::gelu_tanh(*up)),
         Ffn::Relu2 => up.iter_mut().for_each(|up| *up = scalar::relu2(*up)),
         Ffn::Swiglu => {
             up.iter_mut().zip(gate).for_each(|(up, gate)| *up *= scalar::silu(*gate));

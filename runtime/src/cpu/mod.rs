@@ -274,13 +274,14 @@ impl Backend for Cpu {
         spans: &mut [Span<'_, CpuCache>],
     ) -> Result<()> {
         let rows = a.pass.tokens.len();
-        let (n_embd, kv_dim) = (shape.n_head * shape.head_dim, shape.n_kv_head * shape.head_dim);
+        let n_embd = weights.q_proj.weight.shape()[1];
+        let (q_dim, kv_dim) = (shape.n_head * shape.head_dim, shape.n_kv_head * shape.head_dim);
         self.norm(&mut a.normed, &a.x, weights.norm.as_ref(), rows, n_embd);
         let maps =
             [(&weights.q_proj, &mut a.q), (&weights.k_proj, &mut a.k), (&weights.v_proj, &mut a.v)];
         self.linears(&mut a.pass, &a.normed, rows, maps, false);
         let encoding = if shape.rotate { &a.pass.encoding[..] } else { &[] };
-        self.heads(&mut a.q, weights.q_norm.as_ref(), encoding, rows, n_embd, shape.head_dim);
+        self.heads(&mut a.q, weights.q_norm.as_ref(), encoding, rows, q_dim, shape.head_dim);
         self.heads(&mut a.k, weights.k_norm.as_ref(), encoding, rows, kv_dim, shape.head_dim);
         let (mut k, mut v) = (a.k.chunks_exact(kv_dim), a.v.chunks_exact(kv_dim));
         for span in spans {

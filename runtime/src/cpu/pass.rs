@@ -48,14 +48,14 @@ impl CpuPass {
     pub(super) fn new(shape: &PassShape, threads: usize) -> Result<CpuPass> {
         const WHAT: &str = "activations";
         let c = &shape.config;
-        let width = c.n_embd.max(c.ffn_dim);
+        let width = c.n_embd.max(c.q_dim()).max(c.ffn_dim);
         let blocks = shape.rows * width.div_ceil(BLOCK);
         let (mut q, mut scales, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
         reserve(&mut q, blocks, WHAT)?;
         q.resize(blocks, [0; BLOCK]);
         reserve(&mut scales, blocks, WHAT)?;
         scales.resize(blocks, BlockScale::default());
-        let len = (PANEL * width).max(2 * c.head_dim().next_multiple_of(LANES));
+        let len = (PANEL * width).max(2 * c.head_dim.next_multiple_of(LANES));
         for _ in 0..threads {
             scratch.push(Mutex::new(Buffer::zeros(WHAT, len)?));
         }
@@ -277,7 +277,7 @@ impl Cpu {
             for t in 0..rows {
                 let gate = match weights.kind {
                     Ffn::Swiglu => &*gate.row(t),
-                    Ffn::Classic | Ffn::Gelu | Ffn::Relu2 => &[],
+                    Ffn::Classic | Ffn::Gelu | Ffn::GeluTanh | Ffn::Relu2 => &[],
                 };
                 dispatch::activate(self.isa, up.row(t), gate, weights.kind);
             }
@@ -330,16 +330,16 @@ impl Cpu {
         shape: &AttentionShape,
         spans: &[Span<'_, CpuCache>],
     ) {
-        let (head_dim, n_embd) = (shape.head_dim, shape.n_head * shape.head_dim);
+        let (head_dim, q_dim) = (shape.head_dim, shape.n_head * shape.head_dim);
         let group = shape.n_head / shape.n_kv_head;
         let rows = pass.tokens.len();
         let seen: usize = spans.iter().map(|span| span.rows * (span.pos + span.rows)).sum();
         let parts =
-            self.parts(seen.saturating_mul(4 * n_embd) / rows, rows).min(shape.n_head * rows);
+            self.parts(seen.saturating_mul(4 * q_dim) / rows, rows).min(shape.n_head * rows);
         // Heads first; rows too, where there are fewer heads than threads.
         let chunks = parts.div_ceil(shape.n_head).min(rows);
         let units = shape.n_head * chunks;
-        let all = Columns::all(&mut out[..rows * n_embd], n_embd);
+        let all = Columns::all(&mut out[..rows * q_dim], q_dim);
         self.pool().run(parts, &|part, thread| {
             let mut scratch = pass.scratch[thread].lock().unwrap_or_else(PoisonError::into_inner);
             for unit in share(units, parts, part) {
@@ -356,7 +356,7 @@ impl Cpu {
                         let first = (pos + 1).saturating_sub(shape.window);
                         let mut head = Attend {
                             isa: self.isa,
-                            q: &q[row * n_embd..][columns.clone()],
+                            q: &q[row * q_dim..][columns.clone()],
                             mixture: Mixture::new(&mut scratch[..2 * span.cache.width()]),
                             scale: 1.0 / (head_dim as f32).sqrt(),
                             slope: shape.slopes[head],

@@ -319,6 +319,15 @@ pub fn gelu(x: f32) -> f32 {
     0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))
 }
 
+/// GELU by tanh, as GPT-2 has it: x (1 + tanh(u)) / 2 = x σ(2u) with u = sqrt(2/π) (x + 0.044715 x³)
+/// (arXiv:1606.08415, section 2)
+#[inline(always)]
+pub fn gelu_tanh(x: f32) -> f32 {
+    const TWO_SQRT_2_OVER_PI: f32 = 1.595_769;
+    let u2 = TWO_SQRT_2_OVER_PI * (0.044_715 * x * x).mul_add(x, x);
+    x / (1.0 + exp(-u2))
+}
+
 /// x σ(x) (arXiv:1702.03118)
 #[inline(always)]
 pub fn silu(x: f32) -> f32 {
@@ -382,6 +391,35 @@ mod tests {
         }
         assert!(worst < 5e-7, "error {worst}");
         assert!(erf(f32::NAN).is_nan() && (erf(f32::INFINITY) - 1.0).abs() < 5e-7);
+    }
+
+    /// The formula of the paper by the tanh of the standard library, and values of `gelu_new` in f64 of
+    /// transformers 4.57.6.
+    #[test]
+    fn gelu_tanh_is_close_to_f64() {
+        let mut worst = 0.0f64;
+        for i in -100_000..=100_000 {
+            let x = i as f32 * 1e-4;
+            let y = f64::from(x);
+            let u = (2.0 / std::f64::consts::PI).sqrt() * (y + 0.044715 * y * y * y);
+            let exact = 0.5 * y * (1.0 + u.tanh());
+            worst = worst.max((f64::from(gelu_tanh(x)) - exact).abs() / exact.abs().max(1.0));
+        }
+        assert!(worst < 2e-7, "error {worst}");
+        for (x, expected) in [
+            (-5.0, -2.2917961972623857e-07),
+            (-3.0, -0.0036373920817729943),
+            (-0.5, -0.15428599017485606),
+            (0.1, 0.05398275190898992),
+            (2.5, 2.484915733910001),
+        ] {
+            let found = f64::from(gelu_tanh(x));
+            assert!((found / expected - 1.0).abs() < 4e-6, "{x}: {found} {expected}");
+        }
+        assert!(gelu_tanh(f32::NAN).is_nan());
+        // x³ is beyond single precision here.
+        assert_eq!(gelu_tanh(1e20), 1e20);
+        assert!(gelu_tanh(-1e20).abs() < 1e-17);
     }
 
     #[test]

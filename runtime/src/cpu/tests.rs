@@ -252,8 +252,8 @@ proptest! {
         compare(&x, |isa, out| dispatch::norm_in_place(isa, out, &y, 1e-5))?;
         compare(&x, |isa, out| dispatch::rotate(isa, out, &y))?;
         compare(&x, |isa, out| dispatch::softcap(isa, out, 15.0))?;
-        for ffn in [Ffn::Classic, Ffn::Gelu, Ffn::Relu2, Ffn::Swiglu] {
-            compare(&x, |isa, out| dispatch::activate(isa, out, &y, ffn))?;
+        for ffn in Ffn::ALL {
+            compare(&x, |isa, out| dispatch::activate(isa, out, &y, *ffn))?;
         }
     }
 }

@@ -141,6 +141,7 @@ fn activation(ffn: Ffn) -> u32 {
         Ffn::Gelu => 1,
         Ffn::Swiglu => 2,
         Ffn::Relu2 => 3,
+        Ffn::GeluTanh => 5,
     }
 }
 
@@ -290,7 +291,7 @@ impl Backend for Cuda {
             let device = self.context.device();
             Err(Error::NoDevice { device, found, expected: format!("{expected}, or device cpu") })
         };
-        let head_dim = weights.config().head_dim();
+        let head_dim = weights.config().head_dim;
         if head_dim > MAX_HEAD_DIM {
             let found = format!("a model with head_dim {head_dim}");
             return refuse(found, &format!("one of up to {MAX_HEAD_DIM}"));

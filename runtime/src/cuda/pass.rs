@@ -158,7 +158,7 @@ impl CudaPass {
         let pages = window_pages(c.max_seq_len);
         let split_pages = pages.div_ceil(MAX_SPLITS);
         let splits = pages.div_ceil(split_pages);
-        let partial_row = 4 * c.n_head * splits * (head_ld(c.head_dim()) + 2);
+        let partial_row = 4 * c.n_head * splits * (head_ld(c.head_dim) + 2);
         let decode_rows = (PARTIAL_BYTES / partial_row).clamp(1, shape.rows);
         let layout = Layout::new(shape.rows, shape.rows, shape.rows);
         let record = layout.encoding + 4 * shape.rows * shape.encoding;
@@ -193,8 +193,8 @@ impl CudaPass {
                 slots: 0,
                 layer: 0,
                 n_kv_head: u(c.n_kv_head),
-                head_dim: u(c.head_dim()),
-                head_ld: u(head_ld(c.head_dim())),
+                head_dim: u(c.head_dim),
+                head_ld: u(head_ld(c.head_dim)),
             },
             shape: shape.clone(),
             busy: false,

@@ -12,6 +12,7 @@
 #define ACT_SILU 2 // of the gate, arXiv:1702.03118
 #define ACT_RELU2 3 // arXiv:2109.08668
 #define ACT_CAP 4   // of logits, arXiv:2408.00118; known to activate.cu alone
+#define ACT_GELU_TANH 5 // arXiv:1606.08415, section 2
 
 struct Norm {
     const float *weight; // (width), or (head_dim) for queries and keys
@@ -61,7 +62,9 @@ DEVICE float activated(float x, u32 activation) {
         float y = x < 0.0f ? 0.0f : x;
         return activation == ACT_RELU ? y : y * y;
     }
-    return x / (1.0f + exp_f32(-x));
+    // GELU by tanh is x times the sigmoid of another number, as scalar.rs `gelu_tanh`.
+    float z = activation == ACT_GELU_TANH ? 1.595769f * fmaf(0.044715f * x * x, x, x) : x;
+    return x / (1.0f + exp_f32(-z));
 }
 
 // Turns a pair (i, i + head_dim / 2) by its angle (RoPE, arXiv:2104.09864); `turn`: cosine, sine.
