@@ -27,6 +27,7 @@
 //! | [`state`] | sessions saved and restored | session, format |
 //! | [`sampler`] | logits to a token; knows nothing of models | cpu, for its exponential; backend, for what a device may draw |
 //! | [`generate`](mod@generate) | text as a stream, with stop conditions | session, sampler |
+//! | [`chat`] | the shapes of conversations | tokenizer |
 //! | [`score`](mod@score) | how likely a text is | session |
 //!
 //! ```no_run
@@ -51,6 +52,7 @@
 mod alloc;
 pub mod backend;
 pub mod batch;
+pub mod chat;
 pub mod config;
 pub mod cpu;
 #[cfg(feature = "cuda")]
@@ -73,6 +75,7 @@ pub mod tokenizer;
 pub mod weights;
 
 pub use batch::{Batch, BatchEntry};
+pub use chat::Chat;
 pub use config::{Ffn, ModelConfig, Norm, PositionalEncoding, RopeScaling};
 pub use cpu::{Cpu, CpuOptions, KvDtype};
 #[cfg(feature = "cuda")]
