@@ -55,7 +55,7 @@ impl Chat {
     /// or that of Llama 3.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for another template, and [`Error::Tokenizer`] for a vocabulary without its
+    /// [`Error::Format`] for another template, and [`Error::Tokenizer`] for a vocabulary without its
     /// marks.
     pub fn new(template: &str, tokenizer: &Tokenizer) -> Result<Chat> {
         let has = |format: ChatFormat| template.contains(format.marks().0);
@@ -65,10 +65,13 @@ impl Chat {
             ChatFormat::Llama3
         } else {
             let start: String = template.chars().take(60).collect();
-            return Err(Error::Unsupported(format!(
-                "chat template {start:?}...: expected that of ChatML (<|im_start|>) or of Llama 3 \
-                 (<|start_header_id|>, without today's date)"
-            )));
+            return Err(Error::Format {
+                what: format!("metadata key {CHAT_TEMPLATE}"),
+                found: format!("{start:?}..."),
+                expected: "a template of ChatML (<|im_start|>) or of Llama 3 (<|start_header_id|>, without \
+                           the date)"
+                    .to_owned(),
+            });
         };
         let (before_role, behind_role, end) = format.marks();
         Ok(Chat {
