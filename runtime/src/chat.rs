@@ -115,9 +115,10 @@ impl Chat {
         let mut tokens = Vec::new();
         match before {
             Before::Nothing => {
-                let specials = tokenizer.specials();
                 // Llama 3's template begins with it by itself.
-                if specials.add_bos || self.format == ChatFormat::Llama3 {
+                if let Some(specials) = tokenizer.specials()
+                    && (specials.add_bos || self.format == ChatFormat::Llama3)
+                {
                     tokens.extend(specials.bos);
                 }
                 if let Some(system) = system.or(self.system.as_deref()) {

@@ -569,7 +569,7 @@ impl Dataset {
                 format!("a {} split in pieces of {} tokens", split.name(), chunks.chunk_len);
             let expected = format!("at least n_context + 1 = {}", n_context.saturating_add(1));
             let key = match (self.config.split, split) {
-                _ if !self.tokenizer.is_char() => "input_file",
+                _ if !matches!(self.tokenizer, Tokenizer::Char(_)) => "input_file",
                 (SplitMode::Chunks, _) => "tokens_per_chunk",
                 (SplitMode::Tail, Split::Train) => "fraction_train",
                 (SplitMode::Tail, Split::Val | Split::Test) => "fraction_val",

@@ -225,7 +225,8 @@ impl TextStream {
         self.drawn += 1;
         self.first_token_time.get_or_insert_with(|| started.elapsed());
         let (tokenizer, options) = (session.model().tokenizer(), &self.options);
-        let ends = |token| tokenizer.specials().eos.contains(token) || options.end_tokens.contains(token);
+        let of_model = tokenizer.specials().map_or(&[][..], |specials| &specials.eos);
+        let ends = |token| of_model.contains(token) || options.end_tokens.contains(token);
         self.at_end = !options.ignore_end && ends(&token);
         if !self.at_end {
             self.output.push(tokenizer.token_bytes(token).unwrap_or_default());
@@ -248,9 +249,9 @@ impl TextStream {
         session: &mut Session<B>,
         sampler: &mut Sampler,
     ) -> Result<()> {
-        let specials = session.model().tokenizer().specials();
         if self.options.begin_text
             && session.n_tokens() == 0
+            && let Some(specials) = session.model().tokenizer().specials()
             && specials.add_bos
             && let Some(bos) = specials.bos
             && self.prompt.first() != Some(&bos)
