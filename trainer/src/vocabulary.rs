@@ -154,3 +154,48 @@ fn counted_words(text: &str) -> Vec<(String, u32)> {
     count(&mut word);
     words.into_iter().collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text() -> String {
+        let verse = "the sea, the sea!\nA ship is on the sea;  and \u{e9}t\u{e9} is near.\n\n";
+        (0..40).map(|i| format!("{verse}{i} {} {}\n", i * i, "sailor".repeat(i % 3))).collect()
+    }
+
+    #[test]
+    fn a_vocabulary_gives_the_text_back_in_fewer_tokens() {
+        let text = text();
+        for kind in [Subwords::Bpe, Subwords::SentencePiece] {
+            let tokenizer = learn(kind, 330, &text).expect("enough for the text");
+            assert!(tokenizer.vocab_size() <= 330, "{kind:?}");
+            let tokens = tokenizer.encode(&text).expect("every byte has a token");
+            assert!(tokens.len() * 3 < text.len() * 2, "{kind:?}: {} of {}", tokens.len(), text.len());
+            assert_eq!(tokenizer.decode(&tokens).expect("its own"), text.as_bytes(), "{kind:?}");
+            // Nothing like it was in the text.
+            let other = "\u{4f60}\u{597d}\t\u{1f3ad} QUEEN";
+            let tokens = tokenizer.encode(other).expect("every byte has a token");
+            assert_eq!(tokenizer.decode(&tokens).expect("its own"), other.as_bytes(), "{kind:?}");
+        }
+    }
+
+    /// Hash maps of the library are ordered differently each time.
+    #[test]
+    fn the_same_text_gives_the_same_vocabulary() {
+        let text = text();
+        for kind in [Subwords::Bpe, Subwords::SentencePiece] {
+            let first = learn(kind, 330, &text).expect("enough for the text");
+            for _ in 0..5 {
+                assert_eq!(learn(kind, 330, &text).expect("as before"), first, "{kind:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn too_few_pieces_are_refused() {
+        let text: String = (0..200u32).filter_map(|i| char::from_u32(0x4e00 + i)).collect();
+        let error = learn(Subwords::SentencePiece, 300, &text).expect_err("too few").to_string();
+        assert!(error.contains("vocab_size = 300"), "{error}");
+    }
+}
