@@ -11,6 +11,8 @@ use crate::error::{Error, Result};
 pub use dtype::Dtype;
 pub(crate) use dtype::{Part, Unit};
 pub(crate) use encode::{encode, refused};
+#[cfg(feature = "import")]
+pub(crate) use write::metadata;
 pub(crate) use write::{Encoded, write_tensors};
 pub use write::{write_atomically, write_model};
 

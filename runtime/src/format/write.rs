@@ -6,6 +6,7 @@ use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::dtype::Stored;
 use super::{
     ALIGNMENT, Dtype, FORMAT, Part, SCALE_SUFFIX, TensorSpec, encode, format_version, refused,
     tensor_specs,
@@ -33,7 +34,8 @@ pub fn write_model(
     dtype: Dtype,
     values: &mut dyn FnMut(&TensorSpec) -> Vec<f32>,
 ) -> Result<()> {
-    write_tensors(path, config, tokenizer, extra_metadata, dtype, &mut |spec, dtype| {
+    let dtype = |spec: &TensorSpec| dtype.of(spec);
+    write_tensors(path, config, tokenizer, extra_metadata, &dtype, &mut |spec, dtype| {
         let values = values(spec);
         if values.len() != spec.len() {
             return Err(Error::Format {
@@ -55,26 +57,33 @@ pub(crate) struct Encoded<'a> {
 
 impl Encoded<'_> {
     pub fn new(values: &[f32], spec: &TensorSpec, dtype: Dtype) -> Result<Encoded<'static>> {
-        let stored = dtype.stored(&spec.shape);
-        let mut bytes = zeroed("a tensor to be written", stored.values.n_bytes())?;
-        let n_scale_bytes = stored.scales.as_ref().map_or(0, Part::n_bytes);
-        let mut scales = zeroed("a tensor to be written", n_scale_bytes)?;
+        let mut encoded = Encoded::zeroed(&dtype.stored(&spec.shape))?;
         let columns = spec.shape.last().copied().unwrap_or(1);
-        match encode(values, columns, dtype, &mut bytes, &mut scales) {
+        let (bytes, scales) = (encoded.values.to_mut(), encoded.scales.to_mut());
+        match encode(values, columns, dtype, bytes, scales) {
             Some(value) => Err(refused(value, &spec.name, dtype)),
-            None => Ok(Encoded { values: bytes.into(), scales: scales.into() }),
+            None => Ok(encoded),
         }
+    }
+
+    /// Room for a tensor.
+    pub fn zeroed(stored: &Stored) -> Result<Encoded<'static>> {
+        let n_scale_bytes = stored.scales.as_ref().map_or(0, Part::n_bytes);
+        Ok(Encoded {
+            values: zeroed("a tensor to be written", stored.values.n_bytes())?.into(),
+            scales: zeroed("a tensor to be written", n_scale_bytes)?.into(),
+        })
     }
 }
 
 /// As [`write_model`], with the tensors as bytes: `tensor` is called once for each, with the element
-/// type that it has in a file of `dtype`.
+/// type that `dtype` gives it.
 pub(crate) fn write_tensors<'a>(
     path: &Path,
     config: &ModelConfig,
     tokenizer: &Tokenizer,
     extra_metadata: &[(String, String)],
-    dtype: Dtype,
+    dtype: &dyn Fn(&TensorSpec) -> Dtype,
     tensor: &mut dyn FnMut(&TensorSpec, Dtype) -> Result<Encoded<'a>>,
 ) -> Result<()> {
     config.validate()?;
@@ -94,7 +103,7 @@ pub(crate) fn write_tensors<'a>(
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(header.as_bytes())?;
         for Place { spec, start, .. } in places.iter().filter(|place| !place.is_scale) {
-            let encoded = match tensor(spec, dtype.of(spec)) {
+            let encoded = match tensor(spec, dtype(spec)) {
                 Ok(encoded) => encoded,
                 Err(error) => {
                     failure = Some(error);
@@ -126,10 +135,10 @@ struct Place {
 
 /// Tensors whose size is a multiple of the alignment come first, so that all of those are aligned;
 /// safetensors allows no gaps, so a bias of odd length would otherwise shift every later tensor.
-fn places(specs: Vec<TensorSpec>, dtype: Dtype) -> Vec<Place> {
+fn places(specs: Vec<TensorSpec>, dtype: &dyn Fn(&TensorSpec) -> Dtype) -> Vec<Place> {
     let mut places = Vec::new();
     for spec in specs {
-        let stored = dtype.of(&spec).stored(&spec.shape);
+        let stored = dtype(&spec).stored(&spec.shape);
         let values = Place { spec: spec.clone(), is_scale: false, part: stored.values, start: 0 };
         let scales = |part| Place { spec, is_scale: true, part, start: 0 };
         places.push(values);
@@ -144,15 +153,18 @@ fn places(specs: Vec<TensorSpec>, dtype: Dtype) -> Vec<Place> {
     places
 }
 
-fn metadata(
+/// The metadata of a file whose tensors have the element types that `dtype` gives them.
+pub(crate) fn metadata(
     config: &ModelConfig,
     tokenizer: &Tokenizer,
     extra: &[(String, String)],
-    dtype: Dtype,
+    dtype: &dyn Fn(&TensorSpec) -> Dtype,
 ) -> Result<Vec<(String, String)>> {
+    let in_blocks = tensor_specs(config).iter().map(dtype).find(|dtype| dtype.is_quantised());
+    let version = format_version(config, in_blocks.unwrap_or(Dtype::F32));
     let mut metadata = vec![
         ("format".to_owned(), FORMAT.to_owned()),
-        ("format_version".to_owned(), format_version(config, dtype).to_owned()),
+        ("format_version".to_owned(), version.to_owned()),
     ];
     metadata.extend(config.to_metadata().into_iter().map(|(k, v)| (k.to_owned(), v)));
     metadata.push(("tokenizer".to_owned(), tokenizer.to_json()));
