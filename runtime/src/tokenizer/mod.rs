@@ -6,9 +6,17 @@
 //!
 //! Knows nothing of models. A tokenizer travels inside the model file, as JSON.
 
+pub mod bpe;
 pub mod char;
+pub mod sentencepiece;
+pub mod specials;
 
+pub use bpe::{Bpe, BpeParts, Pattern};
 pub use char::CharTokenizer;
+pub use sentencepiece::{
+    Dialect, FirstSpace, Metaspace, PieceKind, PieceModel, SentencePiece, SentencePieceParts,
+};
+pub use specials::{AddedToken, Specials};
 
 use crate::alloc::reserve;
 use crate::error::{Error, Result};
