@@ -32,6 +32,7 @@ mod safetensors;
 mod teenygpt;
 mod tensor;
 mod tensors;
+mod to_hf;
 mod vocabulary;
 
 use std::collections::BTreeMap;
