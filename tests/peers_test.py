@@ -46,13 +46,16 @@ def lively(config, seed):
     return tensors
 
 
+LLAMA3 = {"rope_low_freq_factor": 1.0, "rope_high_freq_factor": 4.0, "rope_original_max_seq_len": 12}
+
+
 def kinds():
     """Every positional encoding, norm and ffn, and each option by itself."""
     base = Config(29, 2, 3, 3, 30, 37, 256)
     for encoding, norm, ffn in itertools.product(
         ["none", "alibi", "sinusoidal", "learned", "learned_sinusoidal", "rope"],
         ["none", "layernorm", "rmsnorm"],
-        ["classic", "gelu", "relu2", "swiglu"],
+        ["classic", "gelu", "gelu_tanh", "relu2", "swiglu"],
     ):
         yield dataclasses.replace(base, positional_encoding=encoding, norm=norm, ffn=ffn)
     for change in [
@@ -69,6 +72,10 @@ def kinds():
         {"logit_softcap": 1.5},
         {"qk_norm": True, "logit_softcap": 2.0, "n_embd": 32, "n_head": 8, "n_kv_head": 2},
         {"qk_norm": True, "positional_encoding": "learned", "norm_eps": 0.1},
+        {"own_head_dim": 64},
+        {"own_head_dim": 6, "n_kv_head": 1, "qk_norm": True, "attention_bias": True},
+        {"rope_scaling": "linear", "rope_factor": 2.5},
+        {"rope_scaling": "llama3", "rope_factor": 8.0, "own_head_dim": 34, **LLAMA3},
     ]:
         yield dataclasses.replace(base, **change)
 

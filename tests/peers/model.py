@@ -28,6 +28,11 @@ ALIGNMENT = 64
 SINUSOID_DIM = 16
 
 
+# Keys that a file may lack: those of later format versions.
+LATER = ["qk_norm", "logit_softcap", "own_head_dim", "rope_scaling", "rope_factor"]
+LATER += ["rope_low_freq_factor", "rope_high_freq_factor", "rope_original_max_seq_len"]
+
+
 @dataclasses.dataclass
 class Config:
     """The keys of the metadata, in their order."""
@@ -52,10 +57,20 @@ class Config:
     tie_embeddings: bool = False
     qk_norm: bool = False
     logit_softcap: float = 0.0
+    own_head_dim: int = 0  # the key head_dim, where it is not n_embd / n_head
+    rope_scaling: str = ""
+    rope_factor: float = 0.0
+    rope_low_freq_factor: float = 0.0
+    rope_high_freq_factor: float = 0.0
+    rope_original_max_seq_len: int = 0
 
     @property
     def head_dim(self):
-        return self.n_embd // self.n_head
+        return self.own_head_dim or self.n_embd // self.n_head
+
+    @property
+    def q_dim(self):
+        return self.n_head * self.head_dim
 
     @property
     def kv_dim(self):
@@ -69,19 +84,22 @@ class Config:
 
         values = dataclasses.asdict(self)
         # What format version 1 does not have is there only where it says something.
-        later = [key for key in ("qk_norm", "logit_softcap") if not values[key]]
-        return {key: text(value) for key, value in values.items() if key not in later}
+        said = {key: value for key, value in values.items() if value or key not in LATER}
+        return {key.removeprefix("own_"): text(value) for key, value in said.items()}
 
     def format_version(self):
+        if self.ffn == "gelu_tanh" or self.own_head_dim or self.rope_scaling:
+            return "4"
         later = self.ffn == "relu2" or self.qk_norm or self.logit_softcap
         return "2" if later else "1"
 
     @staticmethod
     def from_metadata(metadata):
         def value(field):
-            if field.name in ("qk_norm", "logit_softcap") and field.name not in metadata:
+            name = field.name.removeprefix("own_")
+            if field.name in LATER and name not in metadata:
                 return field.default
-            text = metadata[field.name]
+            text = metadata[name]
             return text == "true" if field.type is bool else field.type(text)
 
         return Config(**{field.name: value(field) for field in dataclasses.fields(Config)})
@@ -142,13 +160,13 @@ def tensor_shapes(c):
     for n in range(c.n_layer):
         layer = f"model.layers.{n}"
         norm(f"{layer}.input_layernorm")
-        linear(f"{layer}.self_attn.q_proj", c.n_embd, c.n_embd, c.attention_bias)
+        linear(f"{layer}.self_attn.q_proj", c.q_dim, c.n_embd, c.attention_bias)
         linear(f"{layer}.self_attn.k_proj", c.kv_dim, c.n_embd, c.attention_bias)
         linear(f"{layer}.self_attn.v_proj", c.kv_dim, c.n_embd, c.attention_bias)
         if c.qk_norm:
             shapes[f"{layer}.self_attn.q_norm.weight"] = (c.head_dim,)
             shapes[f"{layer}.self_attn.k_norm.weight"] = (c.head_dim,)
-        linear(f"{layer}.self_attn.o_proj", c.n_embd, c.n_embd, c.attention_bias)
+        linear(f"{layer}.self_attn.o_proj", c.n_embd, c.q_dim, c.attention_bias)
         norm(f"{layer}.post_attention_layernorm")
         if c.ffn == "swiglu":
             linear(f"{layer}.mlp.gate_proj", c.ffn_dim, c.n_embd, c.ffn_bias)
@@ -255,6 +273,18 @@ def frequencies(base, width):
     return base ** (-2.0 * torch.arange(width // 2, dtype=torch.float64) / width)
 
 
+def scaled(rates, c):
+    """Frequencies of rope for longer texts, as transformers' modeling_rope_utils has them."""
+    if c.rope_scaling == "linear":
+        return rates / c.rope_factor
+    if c.rope_scaling == "llama3":
+        turns = c.rope_original_max_seq_len * rates / (2 * math.pi)
+        low, high = c.rope_low_freq_factor, c.rope_high_freq_factor
+        kept = ((turns - low) / (high - low)).clamp(0, 1)
+        return torch.lerp(rates / c.rope_factor, rates, kept)
+    return rates
+
+
 def sinusoid(n, width):
     """Sines at even places, cosines at odd ones. (n, width)"""
     angles = torch.arange(n, dtype=torch.float64)[:, None] * frequencies(10000.0, width)
@@ -353,7 +383,7 @@ class Layer(nn.Module):
             is_causal=causal,
             enable_gqa=c.n_kv_head != c.n_head,
         )
-        return y.transpose(1, 2).reshape(batch, rows, c.n_embd)
+        return y.transpose(1, 2).reshape(batch, rows, c.q_dim)
 
     @staticmethod
     def store(cache, pos, values):
@@ -368,6 +398,8 @@ class Layer(nn.Module):
             return F.silu(gate) * up
         if self.config.ffn == "gelu":
             return F.gelu(x)
+        if self.config.ffn == "gelu_tanh":
+            return F.gelu(x, approximate="tanh")
         x = F.relu(x)
         return x * x if self.config.ffn == "relu2" else x
 
@@ -424,7 +456,7 @@ class Model(nn.Module):
         c = self.config
         if c.positional_encoding != "rope":
             return None, None
-        rates = frequencies(c.rope_theta, c.head_dim)
+        rates = scaled(frequencies(c.rope_theta, c.head_dim), c)
         angles = torch.arange(self.length, dtype=torch.float64)[:, None] * rates
         cos, sin = angles.cos(), angles.sin()
         return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)

@@ -148,6 +148,10 @@ fn the_same_seed_gives_the_same_losses_and_another_seed_others() {
 
 /// What makes a run more than the plainest one.
 const EVERYTHING: &[&str] = &[
+    "model.head_dim=12",
+    "model.ffn=gelu_tanh",
+    "model.rope_scaling=linear",
+    "model.rope_factor=2",
     "train.optimizer=muon",
     "train.schedule=wsd",
     "train.warmup_iters=2",
@@ -244,6 +248,8 @@ fn a_run_is_not_continued_as_another_one() {
         ("train.optimizer=adamw", "train.optimizer"),
         ("model.dropout=0.1", "model.dropout"),
         ("model.n_embd=32", "model.ffn_dim"),
+        ("model.head_dim=6", "model.head_dim"),
+        ("model.rope_factor=3", "model.rope_factor"),
         ("model.qk_norm=true", "model.qk_norm"),
         ("model.logit_softcap=9", "model.logit_softcap"),
         ("dataset.tokens_per_chunk=120", "dataset.tokens_per_chunk"),

@@ -9,7 +9,7 @@ use teeny_runtime::{
     Batch, BatchEntry, Cpu, Cuda, Dtype, Ffn, GenerateOptions, Model, ModelConfig, Norm, Overflow,
     PositionalEncoding, Sampler, SamplerOptions, Session, TextStream, Weights, generate,
 };
-use teeny_tests::{RandomModel, describe, every_kind, every_option, random_tokens, small};
+use teeny_tests::{LLAMA3, RandomModel, describe, every_kind, every_option, random_tokens, small};
 
 /// Called with a number before each device is opened: an emulation may change what it is.
 pub type OnDevice<'a> = &'a dyn Fn(usize);
@@ -109,11 +109,14 @@ pub fn prompts_in_pieces_of_any_size_agree_with_the_cpu(on_device: OnDevice<'_>)
             n_head: 4,
             n_kv_head: 2,
             n_embd: [40, 64, 132, 256, 392, 48][i % 6],
-            head_dim: [10, 16, 33, 64, 98, 12][i % 6],
+            head_dim: [10, 24, 33, 64, 44, 12][i % 6],
             ..small(*encoding, Norm::LayerNorm, Ffn::Swiglu)
         };
         if i >= PositionalEncoding::ALL.len() {
             config = with_later_parts(config);
+        }
+        if i == 3 {
+            config.ffn = Ffn::GeluTanh;
         }
         on_device(i);
         let file = RandomModel::new(&config, FLOATS[i % 3], 43);
@@ -172,7 +175,13 @@ pub fn large_shapes_agree_with_the_cpu() {
             ffn_dim: 2000,
             ..base.clone()
         },
-        ModelConfig { max_seq_len: 3000, n_layer: 1, ..base.clone() },
+        ModelConfig {
+            max_seq_len: 3000,
+            n_layer: 1,
+            head_dim: 40,
+            rope_scaling: Some(LLAMA3),
+            ..base.clone()
+        },
         // Heads wider than any that prompts have a kernel for.
         with_later_parts(ModelConfig {
             n_embd: 528,
