@@ -20,8 +20,8 @@ use crate::config::{Ffn, ModelConfig, Norm, PositionalEncoding, RopeScaling};
 use crate::error::Result;
 use crate::format::names;
 use crate::position::scaling_factors;
-pub(super) use reader::MAGIC;
 use reader::File;
+pub(super) use reader::MAGIC;
 
 const EMBEDDING: &str = "token_embd.weight";
 const HEAD: &str = "output.weight";

@@ -130,8 +130,7 @@ pub(super) fn open(folder: &Path, json: &Json) -> Result<Parts> {
     tensors.strip_prefix("transformer.")?;
     check_tied(&mut tensors, "wte.weight", config.tie_embeddings)?;
     let n_rows = vocabulary::n_rows(&tokenizer, json.usize("vocab_size", None)?)?;
-    let tensors =
-        tensors.map(&config, &|spec| want(spec, &config, Layout::Conv1d, n_rows))?;
+    let tensors = tensors.map(&config, &|spec| want(spec, &config, Layout::Conv1d, n_rows))?;
     Ok(Parts { config, tokenizer, tensors })
 }
 

@@ -125,4 +125,3 @@ fn rope(json: &Json) -> Result<(f32, Option<RopeScaling>)> {
     };
     Ok((theta, scaling))
 }
-

@@ -108,9 +108,7 @@ impl Json {
     pub fn str(&self, key: &str, default: Option<&'static str>) -> Result<&str> {
         match (self.get(key), default) {
             (None, Some(default)) => Ok(default),
-            (value, _) => {
-                value.and_then(Value::as_str).ok_or_else(|| self.refuse(key, "a string"))
-            }
+            (value, _) => value.and_then(Value::as_str).ok_or_else(|| self.refuse(key, "a string")),
         }
     }
 

@@ -107,7 +107,8 @@ impl Values {
             }
         };
         // Blocks of a vector run along it.
-        let (block_rows, block_columns) = if shape.len() == 1 { (1, rows) } else { (rows, columns) };
+        let (block_rows, block_columns) =
+            if shape.len() == 1 { (1, rows) } else { (rows, columns) };
         let end = encoding
             .n_bytes(block_rows, block_columns)
             .and_then(|n| start.checked_add(n))
