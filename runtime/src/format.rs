@@ -11,9 +11,9 @@ use crate::error::{Error, Result};
 pub use dtype::Dtype;
 pub(crate) use dtype::{Part, Unit};
 pub(crate) use encode::{encode, refused};
-#[cfg(feature = "import")]
-pub(crate) use write::metadata;
 pub(crate) use write::{Encoded, write_tensors};
+#[cfg(feature = "import")]
+pub(crate) use write::{metadata, write_file};
 pub use write::{write_atomically, write_model};
 
 /// Value of the metadata key `format`.

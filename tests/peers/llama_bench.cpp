@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -77,6 +78,41 @@ public:
         }
         const float *logits = llama_get_logits_ith(context, -1);
         return {logits, logits + vocab_size_};
+    }
+
+    // The tokens of a text, with those that the vocabulary has for marks.
+    std::vector<llama_token> tokens(const std::string &text) {
+        const llama_vocab *vocab = llama_model_get_vocab(model_.get());
+        std::vector<llama_token> tokens(text.size() + 8);
+        const int n = llama_tokenize(vocab, text.data(), static_cast<int32_t>(text.size()), tokens.data(),
+                                     static_cast<int32_t>(tokens.size()), true, true);
+        if (n < 0) {
+            throw std::runtime_error("llama_tokenize has failed with " + std::to_string(n));
+        }
+        tokens.resize(static_cast<size_t>(n));
+        return tokens;
+    }
+
+    // The `n` likeliest tokens behind these, one after the other, and by how much each is the likeliest.
+    std::vector<std::pair<llama_token, float>> greedy(int n, const std::vector<llama_token> &prompt) {
+        llama_context *context = prepared(1, static_cast<int>(prompt.size()) + n);
+        std::vector<std::pair<llama_token, float>> drawn;
+        for (int i = 0; i + 1 < static_cast<int>(prompt.size()) + n; i++) {
+            const bool given = i < static_cast<int>(prompt.size());
+            begin();
+            push(given ? prompt[static_cast<size_t>(i)] : drawn.back().first, i, 0, true);
+            run(context);
+            if (i + 1 >= static_cast<int>(prompt.size())) {
+                const float *logits = llama_get_logits_ith(context, -1);
+                const int64_t best = likeliest(logits);
+                float second = -INFINITY;
+                for (int64_t token = 0; token < vocab_size_; token++) {
+                    second = token == best ? second : std::max(second, logits[token]);
+                }
+                drawn.emplace_back(static_cast<llama_token>(best), logits[best] - second);
+            }
+        }
+        return drawn;
     }
 
 private:
@@ -172,6 +208,16 @@ void answer(Bench &bench, const std::string &line) {
     std::istringstream words(line);
     std::string command;
     words >> command;
+    if (std::string text; command == "tokens" && words >> std::ws && std::getline(words, text)) {
+        const char *separator = "{\"tokens\": [";
+        for (llama_token token : bench.tokens(text)) {
+            std::printf("%s%d", separator, token);
+            separator = ", ";
+        }
+        std::puts("]}");
+        std::fflush(stdout);
+        return;
+    }
     std::vector<int> numbers;
     for (int number; words >> number;) {
         numbers.push_back(number);
@@ -192,6 +238,14 @@ void answer(Bench &bench, const std::string &line) {
             separator = ", ";
         }
         std::puts("]}");
+    } else if (command == "greedy" && numbers.size() > 1) {
+        std::string tokens, margins;
+        for (auto [token, margin] : bench.greedy(numbers[0], {numbers.begin() + 1, numbers.end()})) {
+            const char *separator = tokens.empty() ? "" : ", ";
+            tokens += separator + std::to_string(token);
+            margins += separator + std::to_string(margin);
+        }
+        std::printf("{\"tokens\": [%s], \"margins\": [%s]}\n", tokens.c_str(), margins.c_str());
     } else {
         throw std::runtime_error("unknown request: " + line);
     }

@@ -95,8 +95,19 @@ pub(crate) fn write_tensors<'a>(
         });
     }
     let metadata = metadata(config, tokenizer, extra_metadata, dtype)?;
+    write_file(path, config, &metadata, dtype, tensor)
+}
+
+/// A safetensors file with this metadata and the tensors that a valid configuration calls for.
+pub(crate) fn write_file<'a>(
+    path: &Path,
+    config: &ModelConfig,
+    metadata: &[(String, String)],
+    dtype: &dyn Fn(&TensorSpec) -> Dtype,
+    tensor: &mut dyn FnMut(&TensorSpec, Dtype) -> Result<Encoded<'a>>,
+) -> Result<()> {
     let places = places(tensor_specs(config), dtype);
-    let header = header(&metadata, &places);
+    let header = header(metadata, &places);
     let data_start = 8 + header.len();
     let mut failure = None;
     let written = write_atomically(path, |file| {

@@ -157,7 +157,7 @@ fn rope_scaling(
     // The lowest frequency has the whole factor. Contexts of a first training are powers of two; which
     // one it was shows in where the factors rise.
     let factor = factors.iter().copied().fold(1.0, f32::max);
-    let candidates = (8..=20).map(|log| RopeScaling::Llama3 {
+    let candidates = (1..=24).map(|log| RopeScaling::Llama3 {
         factor,
         low_freq_factor: 1.0,
         high_freq_factor: 4.0,

@@ -17,6 +17,7 @@
 //! | `gguf.rs`, `gguf/` | GGUF | tensors |
 //! | `llama2c.rs` | llama2.c | tensors |
 //! | `nanogpt.rs`, `teenygpt.rs` | checkpoints of nanoGPT and teenyGPT | safetensors, gpt2 |
+//! | `to_hf.rs` | the way out: a model of ours as a folder of Hugging Face's | – |
 //!
 //! Files are untrusted, as in [`weights`](crate::weights): every offset, count and product is checked, and
 //! no memory is asked for that the length of a file does not justify. What is not understood is refused
@@ -49,6 +50,7 @@ use crate::format::{self, Dtype, TensorSpec, tensor_specs, write_tensors};
 use crate::tokenizer::Tokenizer;
 use crate::weights::{Bytes, LoadOptions, Progress, Weights};
 use tensor::Mapped;
+pub use to_hf::write_hugging_face;
 
 /// What a file does not say itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -275,4 +277,11 @@ impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&crate::ini::shown(&String::from_utf8_lossy(self.0)))
     }
+}
+
+fn stub(n: usize) -> Result<Tokenizer> {
+    let chars: String = (0..n as u32)
+        .filter_map(|i| char::from_u32(0x20 + i + if i > 30000 { 30000 } else { 0 }))
+        .collect();
+    Tokenizer::from_json(&serde_json::json!({"type":"char","chars":chars}).to_string())
 }

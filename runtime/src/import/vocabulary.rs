@@ -5,10 +5,12 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::json::{Json, file_name, read_text, read_value, short};
-use super::{ImportOptions, refuse};
+use super::json::{Json, file_name, read_value, short};
+use super::{ImportOptions, map, refuse};
 use crate::error::{Error, Result};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{
+    PieceKind, PieceModel, SentencePiece, SentencePieceParts, Specials, Tokenizer,
+};
 
 /// The vocabulary of a folder of Hugging Face's.
 pub(super) fn of_folder(folder: &Path, _config: &Json) -> Result<Tokenizer> {
@@ -130,8 +132,67 @@ fn of_characters(chars: &str, what: &str) -> Result<Tokenizer> {
     })
 }
 
-/// `tokenizer.bin` of llama2.c.
+/// The first pieces of every vocabulary of llama2.c, which its programs count on, and what they are; a
+/// piece for each byte follows.
+const FIRST_PIECES: [(&str, &str, PieceKind); 3] = [
+    ("<unk>", "<unk>", PieceKind::Unknown),
+    ("\n<s>\n", "<s>", PieceKind::Control),
+    ("\n</s>\n", "</s>", PieceKind::Control),
+];
+
+/// `tokenizer.bin` of llama2.c: the length of the longest piece, then score, length and text of each
+/// (`tokenizer.py` and `run.c` there). Pieces have spaces where SentencePiece has its mark.
 pub(super) fn of_llama2c(path: &Path, vocab_size: usize) -> Result<Tokenizer> {
-    let _ = (path, vocab_size, read_text(path)?);
-    Err(refuse("tokenizer.bin", "it", "not yet"))
+    let mapped = map(path)?;
+    let (bytes, what) = (mapped.get(), file_name(path));
+    let damaged = |at: usize| {
+        let found = format!("{} bytes, another piece at {at}", bytes.len());
+        refuse(&what, found, format!("{vocab_size} pieces, as the model has"))
+    };
+    let word = |at: usize| {
+        let word = bytes.get(at..).and_then(|rest| rest.first_chunk::<4>());
+        word.copied().ok_or_else(|| damaged(at))
+    };
+    let (mut at, mut pieces) = (4, Vec::new());
+    for id in 0..vocab_size {
+        let score = f32::from_le_bytes(word(at)?);
+        let len = usize::try_from(i32::from_le_bytes(word(at + 4)?)).ok();
+        let end = len.and_then(|len| len.checked_add(at + 8)).filter(|end| *end <= bytes.len());
+        let end = end.ok_or_else(|| damaged(at))?;
+        let Ok(written) = std::str::from_utf8(&bytes[at + 8..end]) else {
+            return Err(refuse(&what, format!("piece {id}"), "UTF-8"));
+        };
+        at = end;
+        let byte = id.checked_sub(FIRST_PIECES.len()).filter(|byte| *byte < 256);
+        let (expected, text, kind) = match (FIRST_PIECES.get(id), byte) {
+            (Some((expected, text, kind)), _) => {
+                ((*expected).to_owned(), (*text).to_owned(), *kind)
+            }
+            (None, Some(byte)) => {
+                let text = format!("<0x{byte:02X}>");
+                (text.clone(), text, PieceKind::Byte)
+            }
+            (None, None) => {
+                (written.to_owned(), written.replace(' ', "\u{2581}"), PieceKind::Normal)
+            }
+        };
+        if written != expected {
+            let found = format!("{written:?} as piece {id}");
+            return Err(refuse(&what, found, format!("{expected:?}")));
+        }
+        pieces.push((text.into_bytes(), score, kind));
+    }
+    if at != bytes.len() {
+        return Err(damaged(at));
+    }
+    let parts = SentencePieceParts {
+        pieces,
+        model: PieceModel::Bpe,
+        byte_fallback: true,
+        remove_extra_whitespaces: false,
+        // `run.c` takes the mark of a beginning for the end of a text.
+        specials: Specials { bos: Some(1), eos: vec![1, 2], add_bos: true },
+        ..SentencePieceParts::default()
+    };
+    super::stub(parts.pieces.len())
 }

@@ -217,6 +217,17 @@ impl File {
         }
     }
 
+    /// The bytes of an array; nothing if the key is not there.
+    pub fn bytes(&self, key: &str) -> Result<Option<Vec<u8>>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Array(types::U8 | types::I8, _, place)) => {
+                Ok(Some(self.bytes.get()[place.clone()].to_vec()))
+            }
+            Some(_) => Err(self.refuse(key, "an array of bytes")),
+        }
+    }
+
     /// The numbers of an array; nothing if the key is not there.
     pub fn floats(&self, key: &str) -> Result<Option<Vec<f32>>> {
         let bytes = self.four_bytes(key, &[types::F32], "an array of numbers")?;

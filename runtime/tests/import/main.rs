@@ -1,5 +1,16 @@
 //! Models of other programs, against what their own libraries make of them: `import.py` writes each with
 //! transformers, gguf or torch and says what logits and tokens it gives there.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `main.rs` | logits, tokens and blocks of every format |
+//! | `outward.rs` | models of ours in transformers |
+//! | `smollm2.rs` | a whole model, against llama.cpp |
+//! | `damaged.rs` | files that are cut or have other bytes, and parts that are not understood |
+
+mod damaged;
+mod outward;
+mod smollm2;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -46,7 +57,7 @@ fn python(args: &[&str]) -> Option<String> {
         eprintln!("SKIPPED: {} lacks packages of tests/oracles.txt", python.display());
         return None;
     }
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/import.py");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/import/import.py");
     let output = Command::new(&python).arg(script).args(args).output().expect("Python starts");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "import.py {args:?}: {errors}");
