@@ -6,7 +6,7 @@ use std::path::Path;
 use super::json::Json;
 use super::tensor::View;
 use super::tensors::Want;
-use super::{Parts, gpt2, safetensors, vocabulary};
+use super::{Parts, gpt2, refuse, safetensors, vocabulary};
 use crate::config::{Ffn, ModelConfig, Norm, PositionalEncoding, RopeScaling};
 use crate::error::Result;
 use crate::format::names;
@@ -14,7 +14,15 @@ use crate::format::names;
 const ARCHITECTURES: &str = "LlamaForCausalLM or GPT2LMHeadModel";
 
 pub(super) fn open(folder: &Path) -> Result<Parts> {
-    let json = Json::read(&folder.join("config.json"))?;
+    let file = folder.join("config.json");
+    if !file.exists() {
+        return Err(refuse(
+            &folder.display().to_string(),
+            "a folder without config.json",
+            "a model file, or a folder of Hugging Face's",
+        ));
+    }
+    let json = Json::read(&file)?;
     json.expect_none("quantization_config")?;
     let architecture = match json.get("architectures").and_then(|list| list.as_array()) {
         Some(list) => match &list[..] {

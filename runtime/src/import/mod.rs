@@ -102,7 +102,11 @@ impl Format {
         let mut start = Vec::new();
         File::open(path)
             .and_then(|file| file.take(9).read_to_end(&mut start))
-            .map_err(|source| cannot_open(path, source))?;
+            .map_err(|source| Error::Io {
+                action: "cannot open model",
+                path: path.to_owned(),
+                source,
+            })?;
         if start.starts_with(gguf::MAGIC) {
             return Ok(Some(Format::Gguf));
         }
@@ -277,11 +281,4 @@ impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&crate::ini::shown(&String::from_utf8_lossy(self.0)))
     }
-}
-
-fn stub(n: usize) -> Result<Tokenizer> {
-    let chars: String = (0..n as u32)
-        .filter_map(|i| char::from_u32(0x20 + i + if i > 30000 { 30000 } else { 0 }))
-        .collect();
-    Tokenizer::from_json(&serde_json::json!({"type":"char","chars":chars}).to_string())
 }

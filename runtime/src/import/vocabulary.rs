@@ -194,5 +194,5 @@ pub(super) fn of_llama2c(path: &Path, vocab_size: usize) -> Result<Tokenizer> {
         specials: Specials { bos: Some(1), eos: vec![1, 2], add_bos: true },
         ..SentencePieceParts::default()
     };
-    super::stub(parts.pieces.len())
+    SentencePiece::new(parts).map(Tokenizer::SentencePiece)
 }

@@ -131,7 +131,7 @@ fn sentencepiece(file: &File, model: PieceModel) -> Result<Tokenizer> {
         specials,
         ..SentencePieceParts::default()
     };
-    super::super::stub(parts.pieces.len())
+    SentencePiece::new(parts).map(Tokenizer::SentencePiece)
 }
 
 fn byte_level(file: &File) -> Result<Tokenizer> {
@@ -188,7 +188,7 @@ fn byte_level(file: &File) -> Result<Tokenizer> {
     }
     let specials = specials(file, texts.len(), None, None, is_llama3)?;
     let parts = BpeParts { tokens, merges, pattern, ignore_merges: is_llama3, added, specials };
-    super::super::stub(parts.tokens.len())
+    Bpe::new(parts).map(Tokenizer::Bpe)
 }
 
 fn utf8<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str> {
