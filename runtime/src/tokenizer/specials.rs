@@ -1,6 +1,12 @@
 //! What a tokenizer knows beyond pieces of text: the ids that begin and end a text, and tokens that
 //! were added to its vocabulary.
 
+use serde_json::{Value, json};
+
+use super::json::Fields;
+use super::pieces::refuse;
+use crate::error::Result;
+
 /// The ids with a meaning of their own, and whether a text begins with one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Specials {
@@ -42,5 +48,84 @@ impl AddedToken {
             rstrip: false,
             normalized: false,
         }
+    }
+}
+
+impl AddedToken {
+    /// As a model file has it; what is false is left out.
+    pub(super) fn to_json(&self) -> Value {
+        let mut json = json!({"id": self.id, "content": self.content});
+        for (name, flag) in self.flags() {
+            if flag {
+                json[name] = Value::Bool(true);
+            }
+        }
+        json
+    }
+
+    fn flags(&self) -> [(&'static str, bool); 4] {
+        [
+            ("special", self.special),
+            ("lstrip", self.lstrip),
+            ("rstrip", self.rstrip),
+            ("normalized", self.normalized),
+        ]
+    }
+
+    /// The list `added`.
+    pub(super) fn list_from_json(json: &Fields<'_>) -> Result<Vec<AddedToken>> {
+        json.list("added")?
+            .iter()
+            .map(|token| {
+                let json = Fields::new(token, "tokenizer: added token");
+                let Some(id) = json.id("id")? else {
+                    return Err(json.wrong("id", None, "a token's id"));
+                };
+                Ok(AddedToken {
+                    id,
+                    content: json.text("content")?.to_owned(),
+                    special: json.flag("special")?,
+                    lstrip: json.flag("lstrip")?,
+                    rstrip: json.flag("rstrip")?,
+                    normalized: json.flag("normalized")?,
+                })
+            })
+            .collect()
+    }
+}
+
+impl Specials {
+    /// Adds them to the JSON that a model file has.
+    pub(super) fn to_json(&self, json: &mut Value) {
+        if let Some(bos) = self.bos {
+            json["bos"] = bos.into();
+        }
+        json["eos"] = self.eos.as_slice().into();
+        json["add_bos"] = self.add_bos.into();
+    }
+
+    pub(super) fn from_json(json: &Fields<'_>) -> Result<Specials> {
+        let eos = json.list("eos")?.iter().map(|id| {
+            let found = id.as_u64().and_then(|id| u32::try_from(id).ok());
+            found.ok_or_else(|| json.wrong("eos", Some(id), "a list of tokens' ids"))
+        });
+        Ok(Specials {
+            bos: json.id("bos")?,
+            eos: eos.collect::<Result<_>>()?,
+            add_bos: json.flag("add_bos")?,
+        })
+    }
+
+    /// All ids must be in the vocabulary, and the first token must be known where texts have one.
+    pub(super) fn check(&self, vocab_size: usize) -> Result<()> {
+        let mut ids = self.eos.iter().chain(&self.bos);
+        if let Some(id) = ids.find(|id| **id as usize >= vocab_size) {
+            let found = format!("id {id}");
+            return Err(refuse("tokenizer: bos or eos", found, &format!("ids below {vocab_size}")));
+        }
+        if self.add_bos && self.bos.is_none() {
+            return Err(refuse("tokenizer: add_bos", "no bos".to_owned(), "the id of bos"));
+        }
+        Ok(())
     }
 }
