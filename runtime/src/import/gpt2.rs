@@ -115,7 +115,9 @@ pub(super) fn open(folder: &Path, json: &Json) -> Result<Parts> {
     json.expect_bool("scale_attn_weights", true)?;
     json.expect_bool("scale_attn_by_inverse_layer_idx", false)?;
     json.expect_bool("add_cross_attention", false)?;
-    let tokenizer = vocabulary::of_folder(folder, json)?;
+    let n_rows = json.usize("vocab_size", None)?;
+    let tokenizer = vocabulary::of_folder(folder, json, n_rows)?;
+    let n_rows = vocabulary::n_rows(&tokenizer, n_rows)?;
     let common = config(tokenizer.vocab_size(), n_embd, n_head);
     let config = ModelConfig {
         n_layer: json.usize("n_layer", None)?,
@@ -129,7 +131,6 @@ pub(super) fn open(folder: &Path, json: &Json) -> Result<Parts> {
     let mut tensors = safetensors::open_folder(folder, &is_mask)?;
     tensors.strip_prefix("transformer.")?;
     check_tied(&mut tensors, "wte.weight", config.tie_embeddings)?;
-    let n_rows = vocabulary::n_rows(&tokenizer, json.usize("vocab_size", None)?)?;
     let tensors = tensors.map(&config, &|spec| want(spec, &config, Layout::Conv1d, n_rows))?;
     Ok(Parts { config, tokenizer, tensors })
 }

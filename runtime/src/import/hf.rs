@@ -58,7 +58,9 @@ fn llama(folder: &Path, json: &Json) -> Result<Parts> {
     }
     json.expect_none("sliding_window")?;
     let (rope_theta, rope_scaling) = rope(json)?;
-    let tokenizer = vocabulary::of_folder(folder, json)?;
+    let n_rows = json.usize("vocab_size", None)?;
+    let tokenizer = vocabulary::of_folder(folder, json, n_rows)?;
+    let n_rows = vocabulary::n_rows(&tokenizer, n_rows)?;
     let config = ModelConfig {
         vocab_size: tokenizer.vocab_size(),
         n_layer: json.usize("num_hidden_layers", None)?,
@@ -87,7 +89,6 @@ fn llama(folder: &Path, json: &Json) -> Result<Parts> {
     let is_frequencies = |name: &str| name.ends_with(".rotary_emb.inv_freq");
     let mut tensors = safetensors::open_folder(folder, &is_frequencies)?;
     gpt2::check_tied(&mut tensors, names::EMBED_TOKENS, config.tie_embeddings)?;
-    let n_rows = vocabulary::n_rows(&tokenizer, json.usize("vocab_size", None)?)?;
     let tensors = tensors.map(&config, &|spec| {
         let mut shape = spec.shape.clone();
         if spec.name == names::EMBED_TOKENS || spec.name.starts_with(names::LM_HEAD) {

@@ -38,10 +38,9 @@ pub(super) fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// What a JSON file holds.
-pub(super) fn read_value(path: &Path) -> Result<Value> {
-    serde_json::from_str(&read_text(path)?)
-        .map_err(|error| refuse(&file_name(path), format!("no JSON: {error}"), "JSON"))
+/// What a text holds. `what`: the name of its file.
+pub(super) fn parse(text: &str, what: &str) -> Result<Value> {
+    serde_json::from_str(text).map_err(|error| refuse(what, format!("no JSON: {error}"), "JSON"))
 }
 
 impl Json {
@@ -50,7 +49,9 @@ impl Json {
     /// # Errors
     /// A file that cannot be read or holds anything else.
     pub fn read(path: &Path) -> Result<Json> {
-        Json::new(file_name(path), read_value(path)?)
+        let what = file_name(path);
+        let value = parse(&read_text(path)?, &what)?;
+        Json::new(what, value)
     }
 
     /// An object where `what` says.

@@ -17,7 +17,7 @@
 //! | `gguf.rs`, `gguf/` | GGUF | tensors |
 //! | `llama2c.rs` | llama2.c | tensors |
 //! | `nanogpt.rs`, `teenygpt.rs` | checkpoints of nanoGPT and teenyGPT | safetensors, gpt2 |
-//! | `to_hf.rs` | the way out: a model of ours as a folder of Hugging Face's | – |
+//! | `to_hf.rs`, `tokenizer_json.rs` | the way out: a model of ours as a folder of Hugging Face's | – |
 //!
 //! Files are untrusted, as in [`weights`](crate::weights): every offset, count and product is checked, and
 //! no memory is asked for that the length of a file does not justify. What is not understood is refused
@@ -34,6 +34,7 @@ mod teenygpt;
 mod tensor;
 mod tensors;
 mod to_hf;
+mod tokenizer_json;
 mod vocabulary;
 
 use std::collections::BTreeMap;
@@ -100,13 +101,9 @@ impl Format {
             return Ok(Some(Format::HuggingFace));
         }
         let mut start = Vec::new();
-        File::open(path)
-            .and_then(|file| file.take(9).read_to_end(&mut start))
-            .map_err(|source| Error::Io {
-                action: "cannot open model",
-                path: path.to_owned(),
-                source,
-            })?;
+        File::open(path).and_then(|file| file.take(9).read_to_end(&mut start)).map_err(
+            |source| Error::Io { action: "cannot open model", path: path.to_owned(), source },
+        )?;
         if start.starts_with(gguf::MAGIC) {
             return Ok(Some(Format::Gguf));
         }

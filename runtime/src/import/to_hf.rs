@@ -5,11 +5,11 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::refuse;
+use super::{refuse, tokenizer_json};
 use crate::config::{Ffn, ModelConfig, Norm, PositionalEncoding, RopeScaling};
 use crate::error::{Error, Result};
 use crate::format::{Dtype, Encoded, TensorSpec, write_atomically, write_file};
-use crate::tokenizer::{CharTokenizer, Tokenizer};
+use crate::tokenizer::Specials;
 use crate::weights::Weights;
 
 /// Writes a model with `rope`, `rmsnorm` and `swiglu` as a folder of Hugging Face's: `config.json`,
@@ -30,7 +30,7 @@ pub fn write_hugging_face(weights: &Weights, folder: &Path, dtype: Option<Dtype>
             expected: "f32, f16 or bf16: transformers does not read these blocks".to_owned(),
         });
     }
-    let tokenizer = tokenizer_json(weights.tokenizer())?;
+    let (tokenizer, tokenizer_config) = tokenizer_json::files(weights.tokenizer())?;
     let failed = |source| Error::Io { action: "cannot write", path: folder.to_owned(), source };
     std::fs::create_dir_all(folder).map_err(failed)?;
     if std::fs::read_dir(folder).map_err(failed)?.next().is_some() {
@@ -58,8 +58,8 @@ pub fn write_hugging_face(weights: &Weights, folder: &Path, dtype: Option<Dtype>
         .max_by_key(|dtype| *dtype == Dtype::F32)
         .unwrap_or(Dtype::F32);
     write_json(&folder.join("tokenizer.json"), &tokenizer)?;
-    write_json(&folder.join("tokenizer_config.json"), &tokenizer_config())?;
-    write_json(&folder.join("config.json"), &config_json(config, kind))
+    write_json(&folder.join("tokenizer_config.json"), &tokenizer_config)?;
+    write_json(&folder.join("config.json"), &config_json(weights, kind))
 }
 
 /// What a Llama cannot be.
@@ -78,7 +78,14 @@ fn check(c: &ModelConfig) -> Result<()> {
     is("logit_softcap", c.logit_softcap.to_string(), c.logit_softcap == 0.0, "0")
 }
 
-fn config_json(c: &ModelConfig, dtype: Dtype) -> Value {
+fn config_json(weights: &Weights, dtype: Dtype) -> Value {
+    let c = weights.config();
+    let Specials { bos, eos, .. } = weights.tokenizer().specials().cloned().unwrap_or_default();
+    let eos = match &eos[..] {
+        [] => Value::Null,
+        [one] => json!(one),
+        many => json!(many),
+    };
     let scaling = match c.rope_scaling {
         None => Value::Null,
         Some(RopeScaling::Linear { factor }) => json!({"rope_type": "linear", "factor": factor}),
@@ -118,44 +125,11 @@ fn config_json(c: &ModelConfig, dtype: Dtype) -> Value {
         "attention_bias": c.attention_bias,
         "mlp_bias": c.ffn_bias,
         "tie_word_embeddings": c.tie_embeddings,
-        "bos_token_id": null,
-        "eos_token_id": null,
+        "bos_token_id": bos,
+        "eos_token_id": eos,
         "torch_dtype": dtype,
         "use_cache": true,
     })
-}
-
-fn tokenizer_json(tokenizer: &Tokenizer) -> Result<Value> {
-    match tokenizer {
-        Tokenizer::Char(tokenizer) => Ok(characters(tokenizer)),
-    }
-}
-
-/// The rule by which each character is a word.
-pub(super) fn split() -> Value {
-    json!({"type": "Split", "pattern": {"Regex": "[\\s\\S]"}, "behavior": "Isolated", "invert": false})
-}
-
-/// Each character a word. What is no character of the vocabulary is an error there too, as there is no
-/// token for it.
-fn characters(tokenizer: &CharTokenizer) -> Value {
-    let chars = tokenizer.chars().chars().zip(0u32..);
-    let vocab: serde_json::Map<_, _> = chars.map(|(c, id)| (c.to_string(), id.into())).collect();
-    json!({
-        "version": "1.0",
-        "truncation": null,
-        "padding": null,
-        "added_tokens": [],
-        "normalizer": null,
-        "pre_tokenizer": split(),
-        "post_processor": null,
-        "decoder": {"type": "Fuse"},
-        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"},
-    })
-}
-
-fn tokenizer_config() -> Value {
-    json!({"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false})
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<()> {

@@ -5,27 +5,80 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::json::{Json, file_name, read_value, short};
+use super::json::{Json, file_name, parse, read_text, short};
 use super::{ImportOptions, map, refuse};
 use crate::error::{Error, Result};
 use crate::tokenizer::{
     PieceKind, PieceModel, SentencePiece, SentencePieceParts, Specials, Tokenizer,
 };
 
-/// The vocabulary of a folder of Hugging Face's.
-pub(super) fn of_folder(folder: &Path, _config: &Json) -> Result<Tokenizer> {
-    let file = folder.join("tokenizer.json");
-    if file.exists() {
-        let value = read_value(&file)?;
-        if let Some(tokenizer) = characters(&value, &file_name(&file))? {
+/// The vocabulary of a folder of Hugging Face's: `tokenizer.json`, else `tokenizer.model`. Tokens that end a
+/// text are those of `generation_config.json`, else of `config`, else of the vocabulary itself.
+/// `vocab_size`: rows of the embedding, of which there may be more than tokens.
+pub(super) fn of_folder(folder: &Path, config: &Json, vocab_size: usize) -> Result<Tokenizer> {
+    let [file, model, tokenizer_config] =
+        ["tokenizer.json", "tokenizer.model", "tokenizer_config.json"]
+            .map(|name| folder.join(name));
+    let tokenizer_config = if tokenizer_config.exists() { Some(tokenizer_config) } else { None };
+    let tokenizer = if file.exists() {
+        let text = read_text(&file)?;
+        let tokenizer_config = tokenizer_config.map(|file| read_text(&file)).transpose()?;
+        of_tokenizer_json(&text, tokenizer_config.as_deref(), Some(vocab_size))?
+    } else if model.exists() {
+        let tokenizer = SentencePiece::from_model(map(&model)?.get())?;
+        let specials = tokenizer.specials().clone();
+        // Llama's class puts the first token in front unless it is told not to.
+        let json = tokenizer_config.map(|file| Json::read(&file)).transpose()?;
+        let add_bos = json.map_or(Ok(true), |json| json.bool("add_bos_token", true))?;
+        let add_bos = add_bos && specials.bos.is_some();
+        Tokenizer::SentencePiece(tokenizer).with_specials(Specials { add_bos, ..specials })?
+    } else {
+        return Err(refuse(
+            &folder.display().to_string(),
+            "no tokenizer.json and no tokenizer.model",
+            "one of them",
+        ));
+    };
+    let Some(specials) = tokenizer.specials().cloned() else { return Ok(tokenizer) };
+    let generation = folder.join("generation_config.json");
+    let generation = if generation.exists() { Some(Json::read(&generation)?) } else { None };
+    let ids = |key: &str| -> Result<Vec<u32>> {
+        let json = generation.as_ref().filter(|json| json.has(key)).unwrap_or(config);
+        let list = match json.get(key) {
+            None => return Ok(Vec::new()),
+            Some(Value::Array(list)) => &list[..],
+            Some(one) => std::slice::from_ref(one),
+        };
+        let id = |id: &Value| {
+            let id = id.as_u64().and_then(|id| u32::try_from(id).ok());
+            let id = id.filter(|id| (*id as usize) < tokenizer.vocab_size());
+            id.ok_or_else(|| json.refuse(key, "ids of tokens"))
+        };
+        list.iter().map(id).collect()
+    };
+    let (bos, eos) = (ids("bos_token_id")?, ids("eos_token_id")?);
+    tokenizer.with_specials(Specials {
+        bos: specials.bos.or(bos.first().copied()),
+        eos: if eos.is_empty() { specials.eos } else { eos },
+        add_bos: specials.add_bos,
+    })
+}
+
+/// What a `tokenizer.json` holds.
+fn of_tokenizer_json(
+    text: &str,
+    config: Option<&str>,
+    vocab_size: Option<usize>,
+) -> Result<Tokenizer> {
+    // The kind that our own characters have there.
+    if text.contains("WordLevel") {
+        let what = "tokenizer.json";
+        let value = parse(text, what)?;
+        if let Some(tokenizer) = characters(&value, what)? {
             return Ok(tokenizer);
         }
     }
-    Err(refuse(
-        &folder.display().to_string(),
-        "no tokenizer.json and no tokenizer.model",
-        "one of them",
-    ))
+    Tokenizer::from_hf_json(text, config, vocab_size)
 }
 
 /// The vocabulary of a checkpoint without one: `--tokenizer`, else the characters under the metadata key
@@ -36,11 +89,11 @@ pub(super) fn given(
 ) -> Result<Tokenizer> {
     if let Some(file) = &options.tokenizer {
         let what = file_name(file);
-        let value = read_value(file)?;
-        if let Some(tokenizer) = characters(&value, &what)? {
-            return Ok(tokenizer);
-        }
-        return Err(refuse(&what, short(&value), "a vocabulary"));
+        let text = read_text(file)?;
+        return match characters(&parse(&text, &what)?, &what)? {
+            Some(tokenizer) => Ok(tokenizer),
+            None => Tokenizer::from_hf_json(&text, None, None),
+        };
     }
     match metadata.get("chars") {
         Some(chars) => of_characters(chars, "metadata key chars"),
@@ -97,7 +150,8 @@ fn characters(value: &Value, what: &str) -> Result<Option<Tokenizer>> {
             match object.get("model") {
                 Some(model) if model.get("type").is_some_and(|kind| kind == "WordLevel") => {
                     // Splitting at nothing makes each character a word.
-                    let splits = object.get("pre_tokenizer") == Some(&super::to_hf::split());
+                    let splits =
+                        object.get("pre_tokenizer") == Some(&super::tokenizer_json::split());
                     match model.get("vocab") {
                         Some(Value::Object(vocab)) if splits => by_id(vocab)?,
                         _ => {
