@@ -261,7 +261,7 @@ fn pieces(parts: &Parts<'_>) -> Result<Value> {
     let unknown = of_kind(PieceKind::Unknown).and_then(|id| parts.texts.get(id));
     let mut merges = parts.merges();
     if merges.is_empty() {
-        merges = merges_of_scores(parts, kinds);
+        merges = merges_of_scores(parts, kinds)?;
     }
     let mut added = parts.added.clone();
     let marks = kinds.iter().enumerate().filter(|(_, kind)| {
@@ -308,7 +308,7 @@ fn pieces(parts: &Parts<'_>) -> Result<Value> {
 }
 
 /// Every pair of pieces that makes a third, the ones with the highest score first.
-fn merges_of_scores(parts: &Parts<'_>, kinds: &[u8]) -> Vec<Value> {
+fn merges_of_scores(parts: &Parts<'_>, kinds: &[u8]) -> Result<Vec<Value>> {
     let scores: Vec<f32> = numbers(parts.table(names::SCORES)).map(f32::from_bits).collect();
     let is_text = |id: &usize| {
         let kind = kinds.get(*id).copied().unwrap_or_default();
@@ -318,6 +318,12 @@ fn merges_of_scores(parts: &Parts<'_>, kinds: &[u8]) -> Vec<Value> {
     let ids: HashMap<&str, usize> = ids.map(|id| (parts.texts[id].as_str(), id)).collect();
     let mut merges = Vec::new();
     for (text, id) in &ids {
+        // There, a character without a piece is bytes before anything is merged.
+        let mut characters = text.char_indices().map(|(at, c)| &text[at..at + c.len_utf8()]);
+        if let Some(missing) = characters.find(|c| !ids.contains_key(c)) {
+            let found = format!("{text:?} without a piece {missing:?}");
+            return Err(refuse("tokenizer", found, "a piece for each character of a piece"));
+        }
         for (at, _) in text.char_indices().skip(1) {
             let (left, right) = text.split_at(at);
             if let (Some(first), Some(second)) = (ids.get(left), ids.get(right)) {
@@ -327,5 +333,5 @@ fn merges_of_scores(parts: &Parts<'_>, kinds: &[u8]) -> Vec<Value> {
         }
     }
     merges.sort_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
-    merges.into_iter().map(|(.., left, right)| json!([left, right])).collect()
+    Ok(merges.into_iter().map(|(.., left, right)| json!([left, right])).collect())
 }

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import pathlib
+import string
 import struct
 import sys
 
@@ -334,8 +335,10 @@ def tokenizer_bin(path, n_pieces):
     """As tokenizer.py writes it: the longest piece, then score, length and text of each."""
     pieces = [("<unk>", 0.0), ("\n<s>\n", 0.0), ("\n</s>\n", 0.0)]
     pieces += [(f"<0x{byte:02X}>", 0.0) for byte in range(256)]
-    pieces += [(chr(ord("A") + n) if n < 26 else " " + chr(ord("A") + n - 26), -float(n))
-               for n in range(n_pieces - len(pieces))]
+    letters = " ,.?!" + string.ascii_uppercase
+    pieces += [(text, -float(n)) for n, text in enumerate(letters)]
+    pairs = [a + b for a in " EOHT" for b in string.ascii_uppercase]
+    pieces += [(text, -float(n)) for n, text in enumerate(pairs[: n_pieces - len(pieces)])]
     with open(path, "wb") as file:
         file.write(struct.pack("<I", max(len(text.encode()) for text, _ in pieces)))
         for text, score in pieces:
