@@ -217,3 +217,63 @@ fn parts_that_are_not_understood_are_named() {
         assert_eq!(found, format!("model file: {message}"));
     }
 }
+
+/// Bytes of a GGUF file replaced by as many others.
+#[test]
+fn parts_of_gguf_that_are_not_understood_are_named() {
+    let Some(found) = folders("gguf-").into_iter().find(|path| path.ends_with("gguf-biases"))
+    else {
+        return;
+    };
+    let whole = std::fs::read(found.join("model.gguf")).expect("it was made");
+    let path = found.join("refused.gguf");
+    for (from, to, message) in [
+        ("GGUF\x03", "GGUF\x04", "version: found 4, expected 2 or 3"),
+        (
+            "\x05\0\0\0\0\0\0\0llama",
+            "\x05\0\0\0\0\0\0\0gemma",
+            "general.architecture: found \"gemma\", expected llama",
+        ),
+        (
+            "llama.rope.freq_base",
+            "llama.rope.freq_bass",
+            "llama.rope.freq_bass: found 10000, expected a key that is understood",
+        ),
+        (
+            "llama.context_length",
+            "llama.contest_length",
+            "llama.context_length: found nothing, expected a whole number",
+        ),
+        (
+            "gpt-2",
+            "gpt-9",
+            "tokenizer.ggml.pre: found \"gpt-9\", expected gpt-2, phi-2, mpt, olmo, jais, trillion, \
+          smollm, starcoder, refact, command-r, codeshell, llama-bpe, llama3, llama-v3, falcon3, \
+          pixtral, dbrx or smaug-bpe",
+        ),
+        ("gpt2", "bert", "tokenizer.ggml.model: found \"bert\", expected gpt2, llama or t5"),
+        (
+            "output_norm",
+            "output_nork",
+            "output_norm.weight: found nothing, expected a tensor of this name",
+        ),
+        (
+            "blk.1.attn_v.bias",
+            "blk.1.attn_w.bias",
+            "blk.1.attn_v.bias: found nothing, expected it, as blk.0.attn_q.bias is there",
+        ),
+        (
+            "output.weight",
+            "outpux.weight",
+            "outpux.weight: found it, expected no such tensor in this configuration",
+        ),
+    ] {
+        let (from, to) = (from.as_bytes(), to.as_bytes());
+        let at = whole.windows(from.len()).position(|bytes| bytes == from).expect("there");
+        let mut bytes = whole.clone();
+        bytes[at..at + to.len()].copy_from_slice(to);
+        replace(&path, &bytes);
+        let error = Source::open(&path, &ImportOptions::default()).expect_err(message);
+        assert_eq!(error.to_string(), format!("model file: {message}"));
+    }
+}
