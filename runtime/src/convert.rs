@@ -177,10 +177,8 @@ fn convert(input: &Path, dtype: Option<Dtype>, to: Target, output: &Path) -> Res
 
 /// Tells what cannot be written from what cannot be converted.
 fn failed(error: Error) -> Failure {
-    match error {
-        Error::Io { .. } => Failure::Output(error.to_string()),
-        other => Failure::Use(other.to_string()),
-    }
+    let message = error.to_string();
+    if matches!(error, Error::Io { .. }) { Failure::Output(message) } else { Failure::Use(message) }
 }
 
 fn is_same_file(a: &Path, b: &Path) -> bool {

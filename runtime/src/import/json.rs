@@ -56,10 +56,10 @@ impl Json {
 
     /// An object where `what` says.
     pub fn new(what: String, value: Value) -> Result<Json> {
-        match value {
-            Value::Object(object) => Ok(Json { what, object }),
-            other => Err(refuse(&what, short(&other), "an object")),
-        }
+        let Value::Object(object) = value else {
+            return Err(refuse(&what, short(&value), "an object"));
+        };
+        Ok(Json { what, object })
     }
 
     /// What stands under a key; nothing if that is null.

@@ -180,9 +180,9 @@ fn one_each<'a>(texts: impl Iterator<Item = &'a str>, what: &str) -> Result<Toke
 
 fn of_characters(chars: &str, what: &str) -> Result<Tokenizer> {
     let json = format!(r#"{{"type":"char","chars":{}}}"#, Value::from(chars));
-    Tokenizer::from_json(&json).map_err(|error| match error {
-        Error::Format { found, expected, .. } => refuse(what, found, expected),
-        other => other,
+    Tokenizer::from_json(&json).map_err(|error| {
+        let Error::Format { found, expected, .. } = error else { return error };
+        refuse(what, found, expected)
     })
 }
 
