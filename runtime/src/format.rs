@@ -21,6 +21,8 @@ pub const FORMAT: &str = "teeny";
 /// Values of the metadata key `format_version`: readers refuse any other. The writer uses the
 /// first that has all parts of the model ([`format_version`]).
 pub const FORMAT_VERSIONS: &[&str] = &["1", "2", "3", "4"];
+/// The format version of files with tables of a tokenizer.
+pub const TABLES_VERSION: &str = "4";
 /// Tensor data begins at a multiple of this many bytes from the start of the file.
 pub const ALIGNMENT: usize = 64;
 /// What the name of a matrix in blocks gets for the tensor of its scales.

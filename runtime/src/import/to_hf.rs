@@ -47,7 +47,7 @@ pub fn write_hugging_face(weights: &Weights, folder: &Path, dtype: Option<Dtype>
     };
     let metadata = [("format".to_owned(), "pt".to_owned())];
     let file = folder.join("model.safetensors");
-    write_file(&file, config, &metadata, &target, &mut |spec, dtype| {
+    write_file(&file, config, &metadata, &[], &target, &mut |spec, dtype| {
         let tensor = weights.tensor(&spec.name)?;
         Encoded::new(&tensor.to_f32()?, spec, dtype)
     })?;

@@ -181,7 +181,11 @@ impl ScoreMerges {
             let part = id.and_then(|id| parts.get(&id).copied());
             match part.and_then(|len| symbol.split_at_checked(len)) {
                 Some((left, right)) => rest.extend([right, left]),
-                None => piece(id.unwrap_or(self.unknown), symbol)?,
+                // Nothing is known of what cannot be taken apart.
+                None => {
+                    let id = id.filter(|id| !self.is_unused(*id));
+                    piece(id.unwrap_or(self.unknown), symbol)?;
+                }
             }
         }
         Ok(())

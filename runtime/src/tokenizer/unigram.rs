@@ -56,7 +56,12 @@ impl Unigram {
         is_single: bool,
     ) -> Result<Unigram> {
         let is = |id: &u32, kind| kinds.get(*id as usize) == Some(&kind);
-        let used = |id: &u32| is(id, PieceKind::Normal) || is(id, PieceKind::UserDefined);
+        // `tokenizers` finds what spells a byte in the text too.
+        let used = |id: &u32| {
+            is(id, PieceKind::Normal)
+                || is(id, PieceKind::UserDefined)
+                || !is_single && is(id, PieceKind::Byte)
+        };
         let ids = 0..pieces.len() as u32;
         let (index, _) = PieceIndex::new(pieces, ids.clone().filter(used))?;
         let normal = scores.iter().zip(kinds);

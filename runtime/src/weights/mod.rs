@@ -294,11 +294,12 @@ impl Contents {
         let config = format::config_from_metadata(&metadata)?;
         let tensors = header::check_tensors(bytes, data_start, &header, &config)?;
         let version = metadata.get("format_version").map_or("", String::as_str);
-        header::check_version(version, &tensors)?;
+        let tables = header::tables(bytes.get(), data_start, &header)?;
+        header::check_version(version, &tensors, &tables)?;
         let tokenizer = metadata.get("tokenizer").ok_or_else(|| {
             damaged("metadata key tokenizer", "nothing", "the vocabulary as JSON".to_owned())
         })?;
-        let tokenizer = Tokenizer::from_json(tokenizer)?;
+        let tokenizer = Tokenizer::from_json_and_tables(tokenizer, &tables)?;
         if tokenizer.vocab_size() != config.vocab_size {
             return Err(damaged(
                 "tokenizer",
@@ -351,6 +352,10 @@ impl Contents {
             if tensor.dtype().is_quantised() {
                 add(&mut hash, tensor.scale_bytes());
             }
+        }
+        for table in self.tokenizer.tables() {
+            add(&mut hash, table.name.as_bytes());
+            add(&mut hash, &table.bytes);
         }
         hash.digest128()
     }
