@@ -12,6 +12,8 @@ pub use dtype::Dtype;
 pub(crate) use dtype::{Part, Unit};
 pub(crate) use encode::{encode, refused};
 pub(crate) use write::{Encoded, write_tensors};
+#[cfg(feature = "import")]
+pub(crate) use write::{metadata, write_file};
 pub use write::{write_atomically, write_model};
 
 /// Value of the metadata key `format`.

@@ -15,6 +15,7 @@
 //! | [`format`](mod@format) | names, shapes and metadata of the file; its writer | config, tokenizer |
 //! | [`weights`] | the file in memory, checked; conversion, fingerprint | format |
 //! | [`quant`] | weights in blocks of 8 and 4 bits | – |
+//! | `import` | models of other programs, with the feature of that name | format, weights |
 //! | [`position`] | positional encodings as slopes, rotations, sinusoids | – |
 //! | [`kv_cache`] | where keys and values lie | config |
 //! | [`backend`] | what a device must be able to do | kv_cache, weights |
@@ -62,6 +63,8 @@ pub mod device;
 pub mod error;
 pub mod format;
 pub mod generate;
+#[cfg(feature = "import")]
+pub mod import;
 pub mod ini;
 pub mod kv_cache;
 pub mod model;

@@ -12,10 +12,11 @@ use teeny_runtime::chat::{Before, CHAT_TEMPLATE};
 use teeny_runtime::config::{n_context, output_files};
 use teeny_runtime::cpu::Isa;
 use teeny_runtime::dataset::{Dataset, Split, SplitMix64, dataset_section};
+use teeny_runtime::import::{self, ImportOptions};
 use teeny_runtime::ini::Ini;
 use teeny_runtime::{
     AnyModel, AnySession, Chat, CpuOptions, Device, EndReason, Error, GenerateOptions, Generation,
-    KvDtype, Overflow, Sampler, SamplerOptions, Weights, generate, on_device,
+    KvDtype, LoadOptions, Overflow, Sampler, SamplerOptions, generate, on_device,
 };
 
 const DEFAULT_MODEL: &str = "data/shakespeare.safetensors";
@@ -24,7 +25,8 @@ const DEFAULT_MODEL: &str = "data/shakespeare.safetensors";
 #[derive(Parser)]
 #[command(name = "teeny-run", version = version(), max_term_width = 100)]
 struct Args {
-    /// Model file [default: the export of --config, else data/shakespeare.safetensors]
+    /// Model file, or one that teeny-convert reads without further options, such as a folder of Hugging
+    /// Face's or a GGUF file [default: the export of --config, else data/shakespeare.safetensors]
     #[arg(short, long, value_name = "FILE")]
     model: Option<PathBuf>,
     /// Text to continue; none or an empty one begins after a line break
@@ -186,7 +188,10 @@ fn run(args: &Args, start: Instant) -> Result<(), Failure> {
         seed: args.seed.unwrap_or_else(clock_seed),
     };
     Sampler::new(sampler_options.clone())?;
-    let weights = Weights::map(&model_file(args)?)?;
+    let import = ImportOptions::default();
+    let file = model_file(args)?;
+    let go_on = &mut |_| ControlFlow::Continue(());
+    let weights = import::load(&file, &import, &LoadOptions::default(), go_on)?;
     let options = CpuOptions { threads: args.threads, kv_dtype: args.kv_dtype, fast: args.fast };
     let model = AnyModel::load_with(args.device, options, &weights)?;
     let mut session = AnySession::new(&model, args.overflow.into())?;

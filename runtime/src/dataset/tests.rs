@@ -315,7 +315,7 @@ fn a_models_vocabulary_must_cover_the_text() {
 
 #[test]
 fn windows_reach_every_place_and_stay_inside_a_piece() {
-    let chunks = Chunks { tokens: (0..12).collect(), chunk_len: 4 };
+    let chunks = Chunks { tokens: (0..12).collect(), chunk_len: 4, n_bytes: 12 };
     let mut rng = SplitMix64::new(3);
     let mut seen = std::collections::BTreeSet::new();
     for _ in 0..1000 {

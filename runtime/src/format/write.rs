@@ -6,9 +6,10 @@ use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::dtype::Stored;
 use super::{
-    ALIGNMENT, Dtype, FORMAT, Part, SCALE_SUFFIX, TABLES_VERSION, TensorSpec, encode, format_version,
-    refused, tensor_specs,
+    ALIGNMENT, Dtype, FORMAT, Part, SCALE_SUFFIX, TABLES_VERSION, TensorSpec, encode,
+    format_version, refused, tensor_specs,
 };
 use crate::alloc::zeroed;
 use crate::config::ModelConfig;
@@ -33,7 +34,8 @@ pub fn write_model(
     dtype: Dtype,
     values: &mut dyn FnMut(&TensorSpec) -> Vec<f32>,
 ) -> Result<()> {
-    write_tensors(path, config, tokenizer, extra_metadata, dtype, &mut |spec, dtype| {
+    let dtype = |spec: &TensorSpec| dtype.of(spec);
+    write_tensors(path, config, tokenizer, extra_metadata, &dtype, &mut |spec, dtype| {
         let values = values(spec);
         if values.len() != spec.len() {
             return Err(Error::Format {
@@ -55,26 +57,33 @@ pub(crate) struct Encoded<'a> {
 
 impl Encoded<'_> {
     pub fn new(values: &[f32], spec: &TensorSpec, dtype: Dtype) -> Result<Encoded<'static>> {
-        let stored = dtype.stored(&spec.shape);
-        let mut bytes = zeroed("a tensor to be written", stored.values.n_bytes())?;
-        let n_scale_bytes = stored.scales.as_ref().map_or(0, Part::n_bytes);
-        let mut scales = zeroed("a tensor to be written", n_scale_bytes)?;
+        let mut encoded = Encoded::zeroed(&dtype.stored(&spec.shape))?;
         let columns = spec.shape.last().copied().unwrap_or(1);
-        match encode(values, columns, dtype, &mut bytes, &mut scales) {
+        let (bytes, scales) = (encoded.values.to_mut(), encoded.scales.to_mut());
+        match encode(values, columns, dtype, bytes, scales) {
             Some(value) => Err(refused(value, &spec.name, dtype)),
-            None => Ok(Encoded { values: bytes.into(), scales: scales.into() }),
+            None => Ok(encoded),
         }
+    }
+
+    /// Room for a tensor.
+    pub fn zeroed(stored: &Stored) -> Result<Encoded<'static>> {
+        let n_scale_bytes = stored.scales.as_ref().map_or(0, Part::n_bytes);
+        Ok(Encoded {
+            values: zeroed("a tensor to be written", stored.values.n_bytes())?.into(),
+            scales: zeroed("a tensor to be written", n_scale_bytes)?.into(),
+        })
     }
 }
 
 /// As [`write_model`], with the tensors as bytes: `tensor` is called once for each, with the element
-/// type that it has in a file of `dtype`.
+/// type that `dtype` gives it.
 pub(crate) fn write_tensors<'a>(
     path: &Path,
     config: &ModelConfig,
     tokenizer: &Tokenizer,
     extra_metadata: &[(String, String)],
-    dtype: Dtype,
+    dtype: &dyn Fn(&TensorSpec) -> Dtype,
     tensor: &mut dyn FnMut(&TensorSpec, Dtype) -> Result<Encoded<'a>>,
 ) -> Result<()> {
     config.validate()?;
@@ -87,8 +96,20 @@ pub(crate) fn write_tensors<'a>(
     }
     let metadata = metadata(config, tokenizer, extra_metadata, dtype)?;
     let tables = tokenizer.tables();
-    let places = places(tensor_specs(config), dtype, &tables);
-    let header = header(&metadata, &places);
+    write_file(path, config, &metadata, &tables, dtype, tensor)
+}
+
+/// A safetensors file with this metadata, the tensors that a valid configuration calls for, and tables.
+pub(crate) fn write_file<'a>(
+    path: &Path,
+    config: &ModelConfig,
+    metadata: &[(String, String)],
+    tables: &[Table<'_>],
+    dtype: &dyn Fn(&TensorSpec) -> Dtype,
+    tensor: &mut dyn FnMut(&TensorSpec, Dtype) -> Result<Encoded<'a>>,
+) -> Result<()> {
+    let places = places(tensor_specs(config), dtype, tables);
+    let header = header(metadata, &places);
     let data_start = 8 + header.len();
     let mut failure = None;
     let written = write_atomically(path, |file| {
@@ -105,7 +126,7 @@ pub(crate) fn write_tensors<'a>(
                 // Written with their blocks.
                 Content::Scales(_) => continue,
             };
-            let encoded = match tensor(spec, dtype.of(spec)) {
+            let encoded = match tensor(spec, dtype(spec)) {
                 Ok(encoded) => encoded,
                 Err(error) => {
                     failure = Some(error);
@@ -155,10 +176,14 @@ impl Content<'_> {
 /// Tensors whose size is a multiple of the alignment come first, so that all of those are aligned;
 /// safetensors allows no gaps, so a bias of odd length would otherwise shift every later tensor. Tables
 /// of bytes come last for the same reason.
-fn places<'a>(specs: Vec<TensorSpec>, dtype: Dtype, tables: &'a [Table<'a>]) -> Vec<Place<'a>> {
+fn places<'a>(
+    specs: Vec<TensorSpec>,
+    dtype: &dyn Fn(&TensorSpec) -> Dtype,
+    tables: &'a [Table<'_>],
+) -> Vec<Place<'a>> {
     let mut places = Vec::new();
     for spec in specs {
-        let stored = dtype.of(&spec).stored(&spec.shape);
+        let stored = dtype(&spec).stored(&spec.shape);
         let name = spec.name.clone();
         let scales = |part| Place {
             name: format!("{name}{SCALE_SUFFIX}"),
@@ -189,14 +214,18 @@ fn places<'a>(specs: Vec<TensorSpec>, dtype: Dtype, tables: &'a [Table<'a>]) -> 
     places
 }
 
-fn metadata(
+/// The metadata of a file whose tensors have the element types that `dtype` gives them.
+pub(crate) fn metadata(
     config: &ModelConfig,
     tokenizer: &Tokenizer,
     extra: &[(String, String)],
-    dtype: Dtype,
+    dtype: &dyn Fn(&TensorSpec) -> Dtype,
 ) -> Result<Vec<(String, String)>> {
-    let has_tables = !tokenizer.tables().is_empty();
-    let version = if has_tables { TABLES_VERSION } else { format_version(config, dtype) };
+    let in_blocks = tensor_specs(config).iter().map(dtype).find(|dtype| dtype.is_quantised());
+    let version = match tokenizer.tables()[..] {
+        [] => format_version(config, in_blocks.unwrap_or(Dtype::F32)),
+        _ => TABLES_VERSION,
+    };
     let mut metadata = vec![
         ("format".to_owned(), FORMAT.to_owned()),
         ("format_version".to_owned(), version.to_owned()),

@@ -65,7 +65,8 @@ impl Unigram {
         let ids = 0..pieces.len() as u32;
         let (index, _) = PieceIndex::new(pieces, ids.clone().filter(used))?;
         let normal = scores.iter().zip(kinds);
-        let normal = normal.filter(|(_, kind)| **kind == PieceKind::Normal).map(|(score, _)| *score);
+        let normal =
+            normal.filter(|(_, kind)| **kind == PieceKind::Normal).map(|(score, _)| *score);
         let (lowest, highest) =
             normal.fold((f32::MAX, f32::MIN_POSITIVE), |(low, high), s| (low.min(s), high.max(s)));
         let mut all = Vec::new();

@@ -20,18 +20,21 @@ pub(super) fn damaged(what: &str, found: impl Into<String>, expected: String) ->
     Error::Format { what: what.to_owned(), found: found.into(), expected }
 }
 
-/// Parses and checks the header; returns where the tensor data begins.
-pub(super) fn read_header(bytes: &[u8]) -> Result<(usize, Metadata)> {
-    const EXPECTED: &str = "a safetensors file as teeny-train writes";
+/// What [`read_header`] expects of a file of ours.
+pub(super) const EXPECTED: &str = "a safetensors file as teeny-train writes";
+
+/// Parses and checks the header of a safetensors file; returns where the tensor data begins. `expected`
+/// names the file in errors.
+pub(crate) fn read_header(bytes: &[u8], expected: &str) -> Result<(usize, Metadata)> {
     if bytes.get(8).is_some_and(|byte| *byte != b'{') {
         return Err(damaged(
             "header",
             format!("first byte {:#04x}", bytes[8]),
-            format!("'{{': {EXPECTED}"),
+            format!("'{{': {expected}"),
         ));
     }
     let (length, header) = SafeTensors::read_metadata(bytes).map_err(|e| {
-        damaged("header", format!("{} bytes, {e}", bytes.len()), EXPECTED.to_owned())
+        damaged("header", format!("{} bytes, {e}", bytes.len()), expected.to_owned())
     })?;
     // `read_metadata` has checked that 8 + length lies within the file and is UTF-8 JSON.
     let data_start = 8 + length;
