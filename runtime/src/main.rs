@@ -216,7 +216,7 @@ fn run(args: &Args, start: Instant) -> Result<(), Failure> {
     }
 
     let text = prompt_text(args)?;
-    let prompt = model.tokenizer().encode(if text.is_empty() { "\n" } else { &text })?;
+    let prompt = model.tokenizer().encode_prompt(if text.is_empty() { "\n" } else { &text })?;
     if !args.no_display_prompt {
         print(&text)?;
     }
