@@ -102,7 +102,8 @@ fn each_byte_lossy(bytes: &[u8]) -> String {
 }
 
 fn assert_same(name: &str, case: &Case, tokens: &[u32]) {
-    let Some(at) = (0..case.ids.len().max(tokens.len())).find(|at| case.ids.get(*at) != tokens.get(*at))
+    let Some(at) =
+        (0..case.ids.len().max(tokens.len())).find(|at| case.ids.get(*at) != tokens.get(*at))
     else {
         return;
     };

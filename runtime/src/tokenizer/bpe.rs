@@ -246,10 +246,7 @@ impl Contents {
 }
 
 /// True for the ids of the tokens; (vocab_size)
-fn flags<'a>(
-    vocab_size: usize,
-    tokens: impl Iterator<Item = &'a AddedToken>,
-) -> Result<Vec<bool>> {
+fn flags<'a>(vocab_size: usize, tokens: impl Iterator<Item = &'a AddedToken>) -> Result<Vec<bool>> {
     let mut flags = Vec::new();
     reserve(&mut flags, vocab_size, "the kinds of tokens")?;
     flags.resize(vocab_size, false);

@@ -89,7 +89,8 @@ mod tests {
     #[test]
     fn damaged_rules_are_refused() {
         let refused = |bytes: &[u8]| Charsmap::new(bytes).expect_err("damaged").to_string();
-        for bytes in [&[4, 0, 0][..], &[4, 0, 0, 0], &[4, 0, 0, 0, 1, 2, 3, 4], &[3, 0, 0, 0, 1, 2, 3, 0]]
+        for bytes in
+            [&[4, 0, 0][..], &[4, 0, 0, 0], &[4, 0, 0, 0, 1, 2, 3, 4], &[3, 0, 0, 0, 1, 2, 3, 0]]
         {
             assert!(refused(bytes).contains("tokenizer.charsmap: found"), "{bytes:?}");
         }

@@ -117,15 +117,7 @@ mod tests {
         let other = (Class::Other, 1);
         assert_eq!(
             found,
-            [
-                (Class::Letter, 2),
-                other,
-                (Class::Space, 1),
-                other,
-                other,
-                other,
-                (Class::Other, 4)
-            ]
+            [(Class::Letter, 2), other, (Class::Space, 1), other, other, other, (Class::Other, 4)]
         );
         assert_eq!(char_before(text, 2), Some('é'));
         assert_eq!(char_before(text, 3), None);

@@ -50,6 +50,9 @@ impl Tokenizer {
             None => "none",
             Some(_) => model.text("type")?,
         };
+        if !["BPE", "Unigram"].contains(&kind) {
+            return Err(model.refuse(format!("type {}", crate::ini::shown(kind)), "BPE or Unigram"));
+        }
         let mut vocab = Vocab::new(kind, &model)?;
         let added = vocab.add(file.list("added_tokens")?)?;
         vocab.pad(vocab_size)?;
@@ -57,8 +60,7 @@ impl Tokenizer {
         let parts = Parts { file, model, vocab, added, specials };
         match kind {
             "BPE" if is_byte_level(&file) => byte_level::read(parts).map(Tokenizer::Bpe),
-            "BPE" | "Unigram" => metaspace::read(kind, parts).map(Tokenizer::SentencePiece),
-            other => Err(model.refuse(format!("type {}", crate::ini::shown(other)), "BPE or Unigram")),
+            _ => metaspace::read(kind, parts).map(Tokenizer::SentencePiece),
         }
     }
 }
@@ -211,9 +213,8 @@ impl<'a> Vocab<'a> {
             Some((*self.ids.get(left)?, *self.ids.get(right)?))
         };
         let pairs = list.iter().map(|merge| {
-            pair(merge).ok_or_else(|| {
-                model.wrong("merges", Some(merge), "two tokens of the vocabulary")
-            })
+            pair(merge)
+                .ok_or_else(|| model.wrong("merges", Some(merge), "two tokens of the vocabulary"))
         });
         pairs.collect()
     }
@@ -241,7 +242,8 @@ fn specials(file: &Fields<'_>, config: Option<&Value>, vocab: &Vocab<'_>) -> Res
     }
     let what = "tokenizer_config.json";
     let Some(config) = config else {
-        specials.eos = ENDS.iter().find_map(|name| vocab.ids.get(name)).copied().into_iter().collect();
+        specials.eos =
+            ENDS.iter().find_map(|name| vocab.ids.get(name)).copied().into_iter().collect();
         return Ok(specials);
     };
     let config = Fields::new(config, what);

@@ -239,10 +239,7 @@ impl Chain {
             let left = (order & 0xffff_ffff) as usize;
             let right = self.behind[left] as usize;
             // Symbols only grow: where the length is still right, so are the symbols.
-            if self.lens[left] > 0
-                && right > 0
-                && self.lens[left] + self.lens[right - 1] == len
-            {
+            if self.lens[left] > 0 && right > 0 && self.lens[left] + self.lens[right - 1] == len {
                 return Some((left, to));
             }
         }

@@ -197,11 +197,37 @@ mod tests {
         use Pattern::{Gpt2, Llama3, SmolLm};
         assert_eq!(
             words(Gpt2, "It's  they'LL 12345 é\u{301}!?\r\n\n x \t "),
-            ["It", "'s", " ", " they", "'", "LL", " 12345", " é", "\u{301}!?", "\r\n\n", " x", " \t "]
+            [
+                "It",
+                "'s",
+                " ",
+                " they",
+                "'",
+                "LL",
+                " 12345",
+                " é",
+                "\u{301}!?",
+                "\r\n\n",
+                " x",
+                " \t "
+            ]
         );
         assert_eq!(
             words(Llama3, "It's  they'LL 12345 é\u{301}!?\r\n\n x \t "),
-            ["It", "'s", " ", " they", "'LL", " ", "123", "45", " é", "\u{301}!?\r\n\n", " x", " \t "]
+            [
+                "It",
+                "'s",
+                " ",
+                " they",
+                "'LL",
+                " ",
+                "123",
+                "45",
+                " é",
+                "\u{301}!?\r\n\n",
+                " x",
+                " \t "
+            ]
         );
         assert_eq!(words(SmolLm, "a  10 b"), ["a", "  ", "1", "0", " b"]);
         assert_eq!(words(Llama3, "a \n \n b\n"), ["a", " \n \n", " b", "\n"]);

@@ -28,9 +28,7 @@ use crate::alloc::{grow, reserve};
 use crate::error::Result;
 pub(super) use check::byte_of;
 use check::{byte_pieces, check_pieces, shown_pieces, unknown};
-pub use parts::{
-    Dialect, FirstSpace, Metaspace, PieceKind, PieceModel, SentencePieceParts,
-};
+pub use parts::{Dialect, FirstSpace, Metaspace, PieceKind, PieceModel, SentencePieceParts};
 
 /// A checked SentencePiece model. Cloning it shares its tables.
 #[derive(Clone, Debug, PartialEq)]

@@ -144,9 +144,11 @@ impl<'a> Iterator for Reader<'a> {
         if field.is_none() {
             self.0 = &[];
         }
-        Some(field.ok_or_else(|| {
-            refuse(WHAT, "a damaged field".to_owned(), "a file of sentencepiece")
-        }))
+        Some(
+            field.ok_or_else(|| {
+                refuse(WHAT, "a damaged field".to_owned(), "a file of sentencepiece")
+            }),
+        )
     }
 }
 
