@@ -241,7 +241,7 @@ fn each_hostile_header_is_refused_by_name() {
     for (from, to, named) in [
         (r#""format":"teeny""#, r#""format":"other""#, "metadata key format: found \"other\""),
         (r#""format":"teeny","#, "", "metadata key format: found nothing"),
-        (r#""format_version":"1""#, r#""format_version":"4""#, "format_version"),
+        (r#""format_version":"1""#, r#""format_version":"5""#, "format_version"),
         (r#""format_version":"1""#, r#""format_version":"01""#, "format_version"),
         // What a reader of version 1 would not see, or not know.
         (

@@ -130,7 +130,7 @@ pub fn tensor_specs(config: &ModelConfig) -> Vec<TensorSpec> {
     specs.0
 }
 
-/// The format version that a model's file has: 3 where matrices are in blocks, 2 for parts that a
+/// The format version that a model's file has if its tokenizer has no tables, which make it 4: 3 where matrices are in blocks, 2 for parts that a
 /// reader of version 1 does not know (`relu2`, `qk_norm`, `logit_softcap`). It would miss a soft cap
 /// without noticing, as it ignores keys that it does not know.
 pub fn format_version(config: &ModelConfig, dtype: Dtype) -> &'static str {
