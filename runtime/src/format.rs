@@ -132,10 +132,10 @@ pub fn tensor_specs(config: &ModelConfig) -> Vec<TensorSpec> {
     specs.0
 }
 
-/// The format version that a model's file has: 4 for parts that a reader of version 3 does not know
-/// (`gelu_tanh`, `head_dim`, `rope_scaling`), 3 where matrices are in blocks, 2 for `relu2`, `qk_norm`
-/// and `logit_softcap`. A reader of version 1 would miss a soft cap without noticing, as it ignores
-/// keys that it does not know.
+/// The format version that a model's file has if its tokenizer has no tables, which make it 4: 4 for
+/// parts that a reader of version 3 does not know (`gelu_tanh`, `head_dim`, `rope_scaling`), 3 where
+/// matrices are in blocks, 2 for `relu2`, `qk_norm` and `logit_softcap`. A reader of version 1 would miss
+/// a soft cap without noticing, as it ignores keys that it does not know.
 pub fn format_version(config: &ModelConfig, dtype: Dtype) -> &'static str {
     let (relu2, gelu_tanh) = match config.ffn {
         Ffn::Relu2 => (true, false),

@@ -10,6 +10,7 @@ use crate::batch::{BatchEntry, MOST_STEPS, draw_ahead};
 use crate::error::{Error, Result};
 use crate::sampler::Sampler;
 use crate::session::{Overflow, Session};
+use crate::tokenizer::Decoder;
 
 /// When to end, and what to hand out.
 #[derive(Clone, Debug, Default)]
@@ -126,6 +127,7 @@ pub struct TextStream {
     prompt: Vec<u32>,
     options: GenerateOptions,
     output: Output,
+    decoder: Decoder,
     /// Drawn and not yet fed.
     pending: Option<u32>,
     /// What the device has drawn beyond that, where it may.
@@ -145,6 +147,7 @@ impl TextStream {
     pub fn new(prompt: Vec<u32>, options: GenerateOptions) -> TextStream {
         TextStream {
             output: Output::new(&options),
+            decoder: Decoder::after_text(),
             prompt,
             options,
             pending: None,
@@ -229,7 +232,7 @@ impl TextStream {
         let ends = |token| of_model.contains(token) || options.end_tokens.contains(token);
         self.at_end = !options.ignore_end && ends(&token);
         if !self.at_end {
-            self.output.push(tokenizer.token_bytes(token).unwrap_or_default());
+            self.output.push(self.decoder.bytes(tokenizer, token).unwrap_or_default());
         }
         if self.options.feed_last && session.room() != Some(0) {
             self.feed_pending(session, sampler)?;
@@ -264,6 +267,11 @@ impl TextStream {
                 found: "no text".into(),
                 expected: "at least one character, or a session that holds some".into(),
             });
+        }
+        let tokenizer = session.model().tokenizer();
+        if session.n_tokens() == 0 && self.prompt.iter().all(|token| tokenizer.is_special(*token)) {
+            // The output is the beginning of the text.
+            self.decoder = Decoder::new();
         }
         let ahead = self.options.max_tokens.min(AHEAD);
         session.reserve(self.prompt.len().saturating_add(ahead))?;

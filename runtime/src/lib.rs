@@ -27,7 +27,7 @@
 //! | [`batch`] | many sessions that decode together | session, sampler |
 //! | [`state`] | sessions saved and restored | session, format |
 //! | [`sampler`] | logits to a token; knows nothing of models | cpu, for its exponential; backend, for what a device may draw |
-//! | [`generate`](mod@generate) | text as a stream, with stop conditions | session, sampler |
+//! | [`generate`](mod@generate) | text as a stream, with stop conditions | session, sampler, tokenizer |
 //! | [`chat`] | the shapes of conversations | tokenizer |
 //! | [`score`](mod@score) | how likely a text is | session |
 //!
@@ -40,7 +40,7 @@
 //! let model = Arc::new(Model::load(Cpu::new(), &weights)?);
 //! let mut session = Session::new(&model, Overflow::Slide)?;
 //! let mut sampler = Sampler::new(Default::default())?;
-//! let prompt = model.tokenizer().encode("ROMEO:")?;
+//! let prompt = model.tokenizer().encode_prompt("ROMEO:")?;
 //! let options = GenerateOptions { max_tokens: 512, ..Default::default() };
 //! teeny_runtime::generate(&mut session, &mut sampler, &prompt, &options, &mut |text| {
 //!     print!("{text}");

@@ -240,7 +240,11 @@ fn run(args: &Args, start: Instant) -> Result<(), Failure> {
     }
 
     let text = prompt_text(args)?;
-    let prompt = model.tokenizer().encode(if text.is_empty() { "\n" } else { &text })?;
+    let mut prompt = model.tokenizer().encode(&text)?;
+    if prompt.is_empty() {
+        // Something must come first.
+        prompt = model.tokenizer().encode("\n")?;
+    }
     if !args.no_display_prompt {
         print(&text)?;
     }

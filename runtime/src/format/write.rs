@@ -174,8 +174,8 @@ impl Content<'_> {
 }
 
 /// Tensors whose size is a multiple of the alignment come first, so that all of those are aligned;
-/// safetensors allows no gaps, so a bias of odd length would otherwise shift every later tensor. Tables
-/// of bytes come last for the same reason.
+/// safetensors allows no gaps, so a bias of odd length would otherwise shift every later tensor. Of the
+/// others, tables of numbers come first and tables of bytes last, for the same reason.
 fn places<'a>(
     specs: Vec<TensorSpec>,
     dtype: &dyn Fn(&TensorSpec) -> Dtype,
@@ -202,9 +202,12 @@ fn places<'a>(
         places.push(Place { name: table.name.to_owned(), content, part, start: 0 });
     }
     places.sort_by_key(|place| {
-        let is_table = matches!(place.content, Content::Table(_));
-        let last = if is_table { 5 - place.part.alignment() } else { 0 };
-        (!place.part.n_bytes().is_multiple_of(ALIGNMENT), last)
+        let order = match place.content {
+            Content::Table(_) if place.part.alignment() > 1 => 0,
+            Content::Values(_) | Content::Scales(_) => 1,
+            Content::Table(_) => 2,
+        };
+        (!place.part.n_bytes().is_multiple_of(ALIGNMENT), order)
     });
     let mut start = 0;
     for place in &mut places {

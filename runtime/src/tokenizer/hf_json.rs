@@ -50,6 +50,9 @@ impl Tokenizer {
             None => "none",
             Some(_) => model.text("type")?,
         };
+        if !["BPE", "Unigram"].contains(&kind) {
+            return Err(model.refuse(format!("type {}", crate::ini::shown(kind)), "BPE or Unigram"));
+        }
         let mut vocab = Vocab::new(kind, &model)?;
         let added = vocab.add(file.list("added_tokens")?)?;
         vocab.pad(vocab_size)?;
@@ -57,10 +60,7 @@ impl Tokenizer {
         let parts = Parts { file, model, vocab, added, specials };
         match kind {
             "BPE" if is_byte_level(&file) => byte_level::read(parts).map(Tokenizer::Bpe),
-            "BPE" | "Unigram" => metaspace::read(kind, parts).map(Tokenizer::SentencePiece),
-            other => {
-                Err(model.refuse(format!("type {}", crate::ini::shown(other)), "BPE or Unigram"))
-            }
+            _ => metaspace::read(kind, parts).map(Tokenizer::SentencePiece),
         }
     }
 }

@@ -7,6 +7,8 @@ use crate::error::{Error, Result};
 
 /// What a character that no piece covers costs beyond the worst piece.
 const UNKNOWN_PENALTY: f32 = 10.0;
+/// Sums of single precision are made small again beyond this, as `sentencepiece` 0.2.3 does.
+const MOST_SCORE: f64 = 100_000.0;
 /// Bytes whose hash says how long the pieces are that begin with them.
 const HEAD: usize = 4;
 /// Sizes of that table.
@@ -22,7 +24,7 @@ pub(super) struct Unigram {
     unknown: u32,
     /// Longest piece with a head of this hash: (HEADS)
     longest: Vec<u16>,
-    /// Whether sums are rounded to single precision, as `sentencepiece` has them.
+    /// Whether sums are of single precision, as `sentencepiece` has them.
     is_single: bool,
 }
 
@@ -47,7 +49,8 @@ pub(super) struct Scratch {
 
 impl Unigram {
     /// `pieces` are no longer than 65535 bytes, there is one for what is unknown, and all scores are
-    /// finite.
+    /// finite. `is_single`: whether to add as `sentencepiece` does; else as `tokenizers`, which also finds
+    /// what spells a byte in the text.
     pub fn new(
         pieces: &Pieces,
         scores: &[f32],
@@ -56,7 +59,6 @@ impl Unigram {
         is_single: bool,
     ) -> Result<Unigram> {
         let is = |id: &u32, kind| kinds.get(*id as usize) == Some(&kind);
-        // `tokenizers` finds what spells a byte in the text too.
         let used = |id: &u32| {
             is(id, PieceKind::Normal)
                 || is(id, PieceKind::UserDefined)
@@ -67,8 +69,7 @@ impl Unigram {
         let normal = scores.iter().zip(kinds);
         let normal =
             normal.filter(|(_, kind)| **kind == PieceKind::Normal).map(|(score, _)| *score);
-        let (lowest, highest) =
-            normal.fold((f32::MAX, f32::MIN_POSITIVE), |(low, high), s| (low.min(s), high.max(s)));
+        let lowest = normal.fold(f32::MAX, f32::min);
         let mut all = Vec::new();
         reserve(&mut all, scores.len(), "scores of pieces")?;
         let mut longest = Vec::new();
@@ -77,7 +78,7 @@ impl Unigram {
         for (id, piece) in pieces.iter() {
             let score = scores.get(id as usize).copied().unwrap_or(0.0);
             all.push(if is(&id, PieceKind::UserDefined) {
-                f64::from(piece.len() as f32 * highest) - 0.1
+                f64::from((0.1 * (piece.len() as f64 - 1.0)) as f32)
             } else {
                 f64::from(score)
             });
@@ -113,8 +114,16 @@ impl Unigram {
         grow(nodes, text.len() + 1, "the ways to split a text")?;
         nodes.resize(text.len() + 1, Node { score: 0.0, piece: self.unknown, start: NOWHERE });
         let mut start = 0;
+        // The last node that a way leads to.
+        let mut last = 0;
         while start < text.len() {
             let char_len = char_len(text, start);
+            let offset = nodes[start].score;
+            if self.is_single && offset.abs() > MOST_SCORE {
+                nodes[start].score = 0.0;
+                let known = nodes[start + 1..=last].iter_mut().filter(|n| n.start != NOWHERE);
+                known.for_each(|node| node.score = self.sum(node.score, -offset));
+            }
             let score = nodes[start].score;
             let mut is_covered = false;
             let mut most = HEAD - 1;
@@ -130,14 +139,16 @@ impl Unigram {
                     break;
                 }
                 if let Some(id) = self.index.get(pieces, hash, &rest[..len]) {
-                    let score = score + self.scores[id as usize];
-                    self.offer(&mut nodes[start + len], score, id, start);
+                    let score = self.sum(score, self.scores[id as usize]);
+                    last = last.max(start + len);
+                    offer(&mut nodes[start + len], score, id, start);
                     is_covered |= len == char_len;
                 }
             }
             if !is_covered {
-                let score = score + self.unknown_score;
-                self.offer(&mut nodes[start + char_len], score, self.unknown, start);
+                let score = self.sum(score, self.unknown_score);
+                last = last.max(start + char_len);
+                offer(&mut nodes[start + char_len], score, self.unknown, start);
             }
             start += char_len;
         }
@@ -158,13 +169,18 @@ impl Unigram {
         Ok(())
     }
 
-    /// Takes a way to a node if it is better than the one that is known.
     #[inline]
-    fn offer(&self, node: &mut Node, score: f64, piece: u32, start: usize) {
-        if node.start == NOWHERE || score > node.score {
-            let score = if self.is_single { f64::from(score as f32) } else { score };
-            *node = Node { score, piece, start: start as u32 };
-        }
+    fn sum(&self, a: f64, b: f64) -> f64 {
+        // In single precision both are such numbers.
+        if self.is_single { f64::from(a as f32 + b as f32) } else { a + b }
+    }
+}
+
+/// Takes a way to a node if it is better than the one that is known.
+#[inline]
+fn offer(node: &mut Node, score: f64, piece: u32, start: usize) {
+    if node.start == NOWHERE || score > node.score {
+        *node = Node { score, piece, start: start as u32 };
     }
 }
 

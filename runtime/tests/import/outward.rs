@@ -6,12 +6,14 @@ use teeny_runtime::{Dtype, Weights};
 
 use super::{Case, TOLERANCE, folders, load, models, python, session, text};
 
-const MODELS: [&str; 7] = [
+const MODELS: [&str; 9] = [
     "llama-plain",
     "llama-tied-f16",
     "llama-bf16-biases",
     "llama-llama3-head-dim",
     "llama-linear",
+    "llama-bytes",
+    "llama-sentencepiece",
     "gguf-plain",
     "llama2c-v2",
 ];

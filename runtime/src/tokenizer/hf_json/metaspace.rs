@@ -1,5 +1,7 @@
 //! What SentencePiece models are converted to: BPE and Unigram over characters, with spaces as U+2581.
 
+use std::collections::HashMap;
+
 use serde_json::Value;
 
 use super::super::normalize::META;
@@ -33,10 +35,13 @@ pub(super) fn read(model_kind: &str, parts: Parts<'_>) -> Result<SentencePiece> 
     if is_bpe && !byte_fallback && !model.flag("fuse_unk")? {
         return Err(model.refuse("fuse_unk false".to_owned(), "it true, or byte_fallback"));
     }
+    let added_ids: HashMap<u32, bool> =
+        added.iter().map(|token| (token.id, token.special)).collect();
     let mut unknown_text = String::new();
     let mut pieces = Vec::new();
     for ((text, score), id) in vocab.texts.iter().zip(&vocab.scores).zip(0..) {
-        let special = added.iter().any(|token| token.special && token.id == id);
+        let is_added = added_ids.get(&id);
+        let special = is_added == Some(&true);
         let kind = if id == unknown {
             if !special {
                 unknown_text = (*text).to_owned();
@@ -44,7 +49,7 @@ pub(super) fn read(model_kind: &str, parts: Parts<'_>) -> Result<SentencePiece> 
             PieceKind::Unknown
         } else if special {
             PieceKind::Control
-        } else if text.is_empty() || added.iter().any(|token| token.id == id) {
+        } else if text.is_empty() || is_added.is_some() {
             PieceKind::Unused
         } else if byte_fallback && byte_of(text.as_bytes()).is_some() {
             PieceKind::Byte

@@ -126,9 +126,9 @@ impl Default for SentencePieceParts {
 /// Whose habits are followed where libraries differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
-    /// `sentencepiece`'s: scores are added in single precision over the whole text.
+    /// `sentencepiece`'s.
     SentencePiece,
-    /// `tokenizers`': scores are added in double precision, word by word.
+    /// `tokenizers`', which treats spaces in its own ways and finds what spells a byte in the text.
     Tokenizers(Metaspace),
 }
 
