@@ -54,7 +54,14 @@ const _: () = {
 impl teeny_generate_options {
     fn defaults(size: usize) -> teeny_generate_options {
         let stop = ptr::null();
-        teeny_generate_options { size, max_tokens: 256, stop, n_stop: 0, raw_bytes: 0, ignore_end: 0 }
+        teeny_generate_options {
+            size,
+            max_tokens: 256,
+            stop,
+            n_stop: 0,
+            raw_bytes: 0,
+            ignore_end: 0,
+        }
     }
 
     /// # Safety

@@ -165,7 +165,8 @@ impl Vocabulary {
             (Subwords::SentencePiece.name(), Some(Subwords::SentencePiece)),
             (Subwords::Bpe.name(), Some(Subwords::Bpe)),
         ];
-        let default = spellings.iter().find(|(name, _)| *name == default).and_then(|(_, kind)| *kind);
+        let default =
+            spellings.iter().find(|(name, _)| *name == default).and_then(|(_, kind)| *kind);
         let kind = s.one_of("tokenizer", &spellings, default)?;
         let size = s.optional("vocab_size");
         let refuse = |key, found: &str, expected: &str| Err(s.error(key, shown(found), expected));
@@ -179,12 +180,16 @@ impl Vocabulary {
                 let vocab_size = s.usize("vocab_size", 0, Self::SMALLEST..=most)?;
                 Ok(Vocabulary::Learned { kind, vocab_size })
             }
-            (Some(Subwords::SentencePiece), Some(_), Some(size)) => {
-                refuse("vocab_size", &size, "no such key beside sentencepiece_model_file, which has a size")
-            }
-            (None | Some(Subwords::Bpe), Some(file), _) => {
-                refuse("sentencepiece_model_file", &file, "no such key, or tokenizer = sentencepiece")
-            }
+            (Some(Subwords::SentencePiece), Some(_), Some(size)) => refuse(
+                "vocab_size",
+                &size,
+                "no such key beside sentencepiece_model_file, which has a size",
+            ),
+            (None | Some(Subwords::Bpe), Some(file), _) => refuse(
+                "sentencepiece_model_file",
+                &file,
+                "no such key, or tokenizer = sentencepiece",
+            ),
             (None, None, Some(size)) => refuse(
                 "vocab_size",
                 &size,
@@ -192,7 +197,9 @@ impl Vocabulary {
             ),
             (Some(kind), None, None) => {
                 let expected = match kind {
-                    Subwords::SentencePiece => "a vocab_size to learn, or a sentencepiece_model_file",
+                    Subwords::SentencePiece => {
+                        "a vocab_size to learn, or a sentencepiece_model_file"
+                    }
                     Subwords::Bpe => "a vocab_size to learn",
                 };
                 refuse("tokenizer", kind.name(), expected)
@@ -208,10 +215,9 @@ impl Vocabulary {
                 ("tokenizer", Subwords::SentencePiece.name().to_owned()),
                 ("sentencepiece_model_file", file.display().to_string()),
             ],
-            Vocabulary::Learned { kind, vocab_size } => vec![
-                ("tokenizer", kind.name().to_owned()),
-                ("vocab_size", vocab_size.to_string()),
-            ],
+            Vocabulary::Learned { kind, vocab_size } => {
+                vec![("tokenizer", kind.name().to_owned()), ("vocab_size", vocab_size.to_string())]
+            }
         }
     }
 }
@@ -402,7 +408,8 @@ pub struct Chunks {
 impl Chunks {
     /// Pieces of `chunk_len` tokens, each of which is a character.
     fn new(tokens: Vec<u32>, chunk_len: usize, tokenizer: &Tokenizer) -> Chunks {
-        let lengths = tokens.iter().filter_map(|token| tokenizer.token_bytes(*token)).map(<[u8]>::len);
+        let lengths =
+            tokens.iter().filter_map(|token| tokenizer.token_bytes(*token)).map(<[u8]>::len);
         Chunks { n_bytes: lengths.sum(), tokens, chunk_len }
     }
 

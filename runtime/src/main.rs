@@ -241,7 +241,8 @@ fn run(args: &Args, start: Instant) -> Result<(), Failure> {
 
     let text = prompt_text(args)?;
     let mut prompt = model.tokenizer().encode(&text)?;
-    if prompt.is_empty() {
+    let begins = model.tokenizer().specials().is_some_and(|specials| specials.add_bos);
+    if prompt.is_empty() && !begins {
         // Something must come first.
         prompt = model.tokenizer().encode("\n")?;
     }

@@ -12,9 +12,7 @@ use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::models::unigram::{Unigram, UnigramTrainerBuilder};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::utils::parallelism::set_parallelism;
-use tokenizers::{
-    OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, Trainer as _,
-};
+use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, Trainer as _};
 
 /// What SentencePiece writes for a space.
 const SPACE: char = '\u{2581}';
@@ -59,7 +57,8 @@ fn bpe(vocab_size: usize, text: &str) -> Result<Tokenizer> {
     trainer.train(&mut model).map_err(failed)?;
     let found: BpeModel =
         serde_json::to_value(&model).and_then(serde_json::from_value).map_err(failed)?;
-    let bytes: BTreeMap<char, u8> = byte_characters().zip(0..=u8::MAX).map(|(c, b)| (c, b)).collect();
+    let bytes: BTreeMap<char, u8> =
+        byte_characters().zip(0..=u8::MAX).map(|(c, b)| (c, b)).collect();
     let mut tokens = vec![Vec::new(); found.vocab.len()];
     for (token, id) in &found.vocab {
         let token: Option<Vec<u8>> = token.chars().map(|c| bytes.get(&c).copied()).collect();
@@ -120,8 +119,9 @@ fn sentencepiece(vocab_size: usize, text: &str) -> Result<Tokenizer> {
     pieces.extend((0..=u8::MAX).map(byte));
     let mut learned: Vec<_> = model.iter().filter(|(piece, _)| !piece.is_empty()).collect();
     learned.sort_by(|(a, score_a), (b, score_b)| score_b.total_cmp(score_a).then_with(|| a.cmp(b)));
-    let normal =
-        |(piece, score): &(String, f64)| (piece.clone().into_bytes(), *score as f32, PieceKind::Normal);
+    let normal = |(piece, score): &(String, f64)| {
+        (piece.clone().into_bytes(), *score as f32, PieceKind::Normal)
+    };
     pieces.extend(learned.into_iter().map(normal));
     let parts = SentencePieceParts {
         pieces,
@@ -171,7 +171,12 @@ mod tests {
             let tokenizer = learn(kind, 330, &text).expect("enough for the text");
             assert!(tokenizer.vocab_size() <= 330, "{kind:?}");
             let tokens = tokenizer.encode(&text).expect("every byte has a token");
-            assert!(tokens.len() * 3 < text.len() * 2, "{kind:?}: {} of {}", tokens.len(), text.len());
+            assert!(
+                tokens.len() * 3 < text.len() * 2,
+                "{kind:?}: {} of {}",
+                tokens.len(),
+                text.len()
+            );
             assert_eq!(tokenizer.decode(&tokens).expect("its own"), text.as_bytes(), "{kind:?}");
             // Nothing like it was in the text.
             let other = "\u{4f60}\u{597d}\t\u{1f3ad} QUEEN";

@@ -402,7 +402,12 @@ fn a_learned_vocabulary_sees_the_training_split_alone() {
         assert_eq!((chunks.n_chunks(), chunks.chunk_len()), (1, n_tokens), "{split:?}");
     }
     let error = Dataset::load(&file.config(keys)).expect_err("only the trainer learns").to_string();
-    assert!(error.ends_with("vocab_size: found 300, expected none: only teeny-train learns a vocabulary"), "{error}");
+    assert!(
+        error.ends_with(
+            "vocab_size: found 300, expected none: only teeny-train learns a vocabulary"
+        ),
+        "{error}"
+    );
 }
 
 #[test]
@@ -413,7 +418,9 @@ fn shuffled_pieces_of_text_are_the_same_for_every_vocabulary() {
     let chars = Dataset::load(&config).expect("large enough");
     let bytes = Dataset::load_with(&config, bytes_and_ab()).expect("large enough");
     for split in Split::ALL {
-        let of = |data: &Dataset| data.tokenizer().decode(data.chunks(*split).tokens()).expect("its own");
+        let of = |data: &Dataset| {
+            data.tokenizer().decode(data.chunks(*split).tokens()).expect("its own")
+        };
         assert_eq!(of(&chars), of(&bytes), "{split:?}");
         assert_eq!(chars.chunks(*split).n_bytes(), bytes.chunks(*split).n_bytes());
     }

@@ -110,7 +110,8 @@ fn chat_template(folder: &Path) -> Result<Option<String>> {
         return Ok(None);
     }
     // Several with names are for other uses than talking.
-    let template = Json::read(&config)?.get("chat_template").and_then(|text| text.as_str()).map(str::to_owned);
+    let template =
+        Json::read(&config)?.get("chat_template").and_then(|text| text.as_str()).map(str::to_owned);
     Ok(template)
 }
 

@@ -227,7 +227,8 @@ impl Source {
 
     fn metadata(&self) -> Vec<(String, String)> {
         let mut metadata = vec![("converted_from".to_owned(), self.format.name().to_owned())];
-        metadata.extend(self.chat_template.iter().map(|text| (CHAT_TEMPLATE.to_owned(), text.clone())));
+        metadata
+            .extend(self.chat_template.iter().map(|text| (CHAT_TEMPLATE.to_owned(), text.clone())));
         metadata
     }
 }
