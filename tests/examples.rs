@@ -404,7 +404,8 @@ fn conversation(model: &Arc<Model<Cpu>>, lines: &[&str], seed: u64) -> (String, 
     let options = SamplerOptions { seed, ..Default::default() };
     let mut sampler = Sampler::new(options).expect("the defaults");
     let stop = vec!["\n\n".to_owned()];
-    let options = GenerateOptions { max_tokens: 400, stop, raw_bytes: false, feed_last: true };
+    let options =
+        GenerateOptions { max_tokens: 400, stop, feed_last: true, ..GenerateOptions::default() };
     let mut out = String::new();
     let mut between = "";
     for line in lines {

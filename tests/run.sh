@@ -31,6 +31,8 @@ heading "Corpus"
 data/fetch.sh "$@"
 heading "libtorch"
 trainer/setup.sh
+heading "Libraries to compare with"
+tests/oracles.sh
 heading "Tests"
 # The last command, so that the test runner's own summary ends the output.
 cargo test --workspace --release

@@ -487,6 +487,8 @@ struct generate_options {
     std::vector<std::string_view> stop = {};
     /// Whether the bytes of tokens are handed out as they are, or whole characters.
     bool raw_bytes = false;
+    /// Whether generating goes on behind a token that ends a text.
+    bool ignore_end = false;
 };
 
 namespace detail {
@@ -546,6 +548,7 @@ inline ::teeny_generate_options c_options(const generate_options &options,
     c.stop = stop.data();
     c.n_stop = stop.size();
     c.raw_bytes = options.raw_bytes ? 1 : 0;
+    c.ignore_end = options.ignore_end ? 1 : 0;
     return c;
 }
 

@@ -33,27 +33,35 @@ pub struct teeny_generate_options {
     /// 1 hands out the bytes of tokens as they are, parts of characters too; 0 waits for whole
     /// characters, with U+FFFD for what is none. Default 0.
     pub raw_bytes: u32,
-    /// 0.
-    pub reserved: u32,
+    /// 1 goes on behind a token that ends a text; 0 ends there, with TEENY_END_TOKEN. Models of characters
+    /// have no such token. Default 0.
+    pub ignore_end: u32,
 }
 
 // SAFETY: repr(C), `size` first, and the assertions below.
 unsafe impl Versioned for teeny_generate_options {
     const NAME: &'static str = "teeny_generate_options";
-    const FIRST_SIZE: usize = offset_of!(teeny_generate_options, reserved) + size_of::<u32>();
+    const FIRST_SIZE: usize = offset_of!(teeny_generate_options, ignore_end) + size_of::<u32>();
 }
 
 // The layout is part of the ABI. Its end has no padding, so that a new member changes the size.
 #[cfg(target_pointer_width = "64")]
 const _: () = {
     assert!(teeny_generate_options::SIZE == 40 && align_of::<teeny_generate_options>() == 8);
-    assert!(offset_of!(teeny_generate_options, reserved) + 4 == 40);
+    assert!(offset_of!(teeny_generate_options, ignore_end) + 4 == 40);
 };
 
 impl teeny_generate_options {
     fn defaults(size: usize) -> teeny_generate_options {
         let stop = ptr::null();
-        teeny_generate_options { size, max_tokens: 256, stop, n_stop: 0, raw_bytes: 0, reserved: 0 }
+        teeny_generate_options {
+            size,
+            max_tokens: 256,
+            stop,
+            n_stop: 0,
+            raw_bytes: 0,
+            ignore_end: 0,
+        }
     }
 
     /// # Safety
@@ -85,15 +93,24 @@ pub(crate) unsafe fn read_options(
     let defaults = teeny_generate_options::defaults(teeny_generate_options::SIZE);
     // SAFETY: the caller's promise.
     let options = unsafe { options::read(options, defaults) }?;
-    options::check_reserved(options.reserved)?;
-    let raw_bytes = match options.raw_bytes {
-        0 => false,
-        1 => true,
-        other => return Err(Failure::argument("options.raw_bytes", other.to_string(), "0 or 1")),
+    let switch = |name: &str, value: u32| match value {
+        0 => Ok(false),
+        1 => Ok(true),
+        other => Err(Failure::argument(name, other.to_string(), "0 or 1")),
     };
+    let raw_bytes = switch("options.raw_bytes", options.raw_bytes)?;
+    let ignore_end = switch("options.ignore_end", options.ignore_end)?;
     // SAFETY: the caller's promise.
     let stop = unsafe { options.stop() }?;
-    Ok(GenerateOptions { max_tokens: options.max_tokens, stop, raw_bytes, feed_last })
+    Ok(GenerateOptions {
+        max_tokens: options.max_tokens,
+        stop,
+        raw_bytes,
+        feed_last,
+        ignore_end,
+        end_tokens: Vec::new(),
+        begin_text: true,
+    })
 }
 
 /// Fills options with the defaults. `size` is `sizeof(teeny_generate_options)`.

@@ -82,6 +82,8 @@ pub enum teeny_end_reason {
     TEENY_END_CANCELLED = 4,
     /// The call failed.
     TEENY_END_FAILED = 5,
+    /// The model drew a token that ends a text.
+    TEENY_END_TOKEN = 6,
 }
 
 impl From<Option<EndReason>> for teeny_end_reason {
@@ -90,6 +92,7 @@ impl From<Option<EndReason>> for teeny_end_reason {
             None => teeny_end_reason::TEENY_END_NONE,
             Some(EndReason::Length) => teeny_end_reason::TEENY_END_LENGTH,
             Some(EndReason::StopText) => teeny_end_reason::TEENY_END_STOP_TEXT,
+            Some(EndReason::EndToken) => teeny_end_reason::TEENY_END_TOKEN,
             Some(EndReason::ContextFull) => teeny_end_reason::TEENY_END_CONTEXT_FULL,
             Some(EndReason::Cancelled) => teeny_end_reason::TEENY_END_CANCELLED,
             Some(EndReason::Failed) => teeny_end_reason::TEENY_END_FAILED,

@@ -24,3 +24,13 @@ pub(crate) fn zeroed(what: &'static str, len: usize) -> Result<Vec<u8>> {
     bytes.resize(len, 0);
     Ok(bytes)
 }
+
+/// Room for `n` more values in a list that goes on growing.
+#[inline]
+pub(crate) fn grow<T>(values: &mut Vec<T>, n: usize, what: &'static str) -> Result<()> {
+    if values.capacity() - values.len() >= n {
+        return Ok(());
+    }
+    let bytes = n.saturating_mul(size_of::<T>());
+    values.try_reserve(n).map_err(|_| Error::OutOfMemory { what, bytes })
+}

@@ -9,13 +9,15 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::ini::{Ini, Key, Section, shown};
-use crate::tokenizer::{CharTokenizer, Tokenizer};
+use crate::tokenizer::{CharTokenizer, SentencePiece, Tokenizer};
 
 /// Keys of the section `[dataset]`.
 pub const DATASET_KEYS: &[Key] = &[
     Key::new("input_file"),
     Key::new("input_file_encoding"),
+    Key::new("tokenizer"),
     Key::new("sentencepiece_model_file"),
+    Key::new("vocab_size"),
     Key::new("tokens_per_chunk"),
     Key::new("fraction_train"),
     Key::new("fraction_val"),
@@ -115,6 +117,111 @@ impl Split {
     }
 }
 
+/// A kind of vocabulary whose tokens are parts of words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subwords {
+    /// SentencePiece's unigram pieces.
+    SentencePiece,
+    /// Byte-level BPE.
+    Bpe,
+}
+
+impl Subwords {
+    /// Its name in a configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Subwords::SentencePiece => "sentencepiece",
+            Subwords::Bpe => "bpe",
+        }
+    }
+}
+
+/// Where the tokens come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Vocabulary {
+    /// The characters of the text.
+    Char,
+    /// An existing SentencePiece model, `tokenizer.model`.
+    SentencePieceFile(PathBuf),
+    /// Learned from the training split.
+    Learned {
+        /// What kind.
+        kind: Subwords,
+        /// How many tokens.
+        vocab_size: usize,
+    },
+}
+
+impl Vocabulary {
+    /// The smallest vocabulary that can be learned: every byte, and something to learn.
+    const SMALLEST: usize = 258;
+
+    fn read(s: &Section) -> Result<Vocabulary> {
+        let file = s.optional("sentencepiece_model_file");
+        // teenyGPT knows the file alone.
+        let default = if file.is_some() { "sentencepiece" } else { "char" };
+        let spellings = [
+            ("char", None),
+            (Subwords::SentencePiece.name(), Some(Subwords::SentencePiece)),
+            (Subwords::Bpe.name(), Some(Subwords::Bpe)),
+        ];
+        let default =
+            spellings.iter().find(|(name, _)| *name == default).and_then(|(_, kind)| *kind);
+        let kind = s.one_of("tokenizer", &spellings, default)?;
+        let size = s.optional("vocab_size");
+        let refuse = |key, found: &str, expected: &str| Err(s.error(key, shown(found), expected));
+        match (kind, file, size) {
+            (None, None, None) => Ok(Vocabulary::Char),
+            (Some(Subwords::SentencePiece), Some(file), None) => {
+                Ok(Vocabulary::SentencePieceFile(PathBuf::from(file)))
+            }
+            (Some(kind), None, Some(_)) => {
+                let most = *crate::config::limits::VOCAB_SIZE.end();
+                let vocab_size = s.usize("vocab_size", 0, Self::SMALLEST..=most)?;
+                Ok(Vocabulary::Learned { kind, vocab_size })
+            }
+            (Some(Subwords::SentencePiece), Some(_), Some(size)) => refuse(
+                "vocab_size",
+                &size,
+                "no such key beside sentencepiece_model_file, which has a size",
+            ),
+            (None | Some(Subwords::Bpe), Some(file), _) => refuse(
+                "sentencepiece_model_file",
+                &file,
+                "no such key, or tokenizer = sentencepiece",
+            ),
+            (None, None, Some(size)) => refuse(
+                "vocab_size",
+                &size,
+                "no such key: with tokenizer = char, the characters of the text are the vocabulary",
+            ),
+            (Some(kind), None, None) => {
+                let expected = match kind {
+                    Subwords::SentencePiece => {
+                        "a vocab_size to learn, or a sentencepiece_model_file"
+                    }
+                    Subwords::Bpe => "a vocab_size to learn",
+                };
+                refuse("tokenizer", kind.name(), expected)
+            }
+        }
+    }
+
+    /// Keys and values as in a configuration.
+    fn to_metadata(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Vocabulary::Char => vec![("tokenizer", "char".to_owned())],
+            Vocabulary::SentencePieceFile(file) => vec![
+                ("tokenizer", Subwords::SentencePiece.name().to_owned()),
+                ("sentencepiece_model_file", file.display().to_string()),
+            ],
+            Vocabulary::Learned { kind, vocab_size } => {
+                vec![("tokenizer", kind.name().to_owned()), ("vocab_size", vocab_size.to_string())]
+            }
+        }
+    }
+}
+
 /// The section `[dataset]` of a configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DatasetConfig {
@@ -122,7 +229,9 @@ pub struct DatasetConfig {
     pub input_file: PathBuf,
     /// How its bytes become text.
     pub input_file_encoding: Encoding,
-    /// Length of a chunk in tokens.
+    /// Where the tokens come from.
+    pub vocabulary: Vocabulary,
+    /// Length of a chunk, in characters of the text.
     pub tokens_per_chunk: usize,
     /// Share of the text, or of the chunks, for training.
     pub fraction_train: f64,
@@ -141,6 +250,7 @@ impl Default for DatasetConfig {
         DatasetConfig {
             input_file: PathBuf::from("data/tiny_shakespeare.txt"),
             input_file_encoding: Encoding::Utf8,
+            vocabulary: Vocabulary::Char,
             tokens_per_chunk: 10_000,
             fraction_train: 0.8,
             fraction_val: 0.1,
@@ -154,15 +264,19 @@ impl Default for DatasetConfig {
 impl DatasetConfig {
     /// Every key with its resolved value, in the order of the documented `config.ini`.
     pub fn to_metadata(&self) -> Vec<(&'static str, String)> {
-        vec![
+        let mut metadata = vec![
             ("input_file", self.input_file.display().to_string()),
             ("input_file_encoding", self.input_file_encoding.name().to_owned()),
+        ];
+        metadata.extend(self.vocabulary.to_metadata());
+        metadata.extend([
             ("split", self.split.name().to_owned()),
             ("tokens_per_chunk", self.tokens_per_chunk.to_string()),
             ("fraction_train", self.fraction_train.to_string()),
             ("fraction_val", self.fraction_val.to_string()),
             ("random_seed", self.random_seed.to_string()),
-        ]
+        ]);
+        metadata
     }
 }
 
@@ -173,10 +287,6 @@ impl DatasetConfig {
 /// [`Error::Config`] for an unknown key, an unreadable value and a number out of range.
 pub fn dataset_section(ini: &Ini) -> Result<DatasetConfig> {
     let s = ini.section("dataset", DATASET_KEYS)?;
-    if let Some(file) = s.optional("sentencepiece_model_file") {
-        let expected = "no such key: it is not supported yet, the vocabulary is one of characters";
-        return Err(s.error("sentencepiece_model_file", shown(&file), expected));
-    }
     let default = DatasetConfig::default();
     let input_file = s.string("input_file", &default.input_file.to_string_lossy())?;
     let config = DatasetConfig {
@@ -186,6 +296,7 @@ pub fn dataset_section(ini: &Ini) -> Result<DatasetConfig> {
             Encoding::SPELLINGS,
             default.input_file_encoding,
         )?,
+        vocabulary: Vocabulary::read(&s)?,
         tokens_per_chunk: s.usize("tokens_per_chunk", default.tokens_per_chunk, 2..=1 << 30)?,
         fraction_train: s.f64("fraction_train", default.fraction_train, ..)?,
         fraction_val: s.f64("fraction_val", default.fraction_val, ..)?,
@@ -291,9 +402,17 @@ pub struct Chunks {
     /// (n_chunks, chunk_len)
     tokens: Vec<u32>,
     chunk_len: usize,
+    n_bytes: usize,
 }
 
 impl Chunks {
+    /// Pieces of `chunk_len` tokens, each of which is a character.
+    fn new(tokens: Vec<u32>, chunk_len: usize, tokenizer: &Tokenizer) -> Chunks {
+        let lengths =
+            tokens.iter().filter_map(|token| tokenizer.token_bytes(*token)).map(<[u8]>::len);
+        Chunks { n_bytes: lengths.sum(), tokens, chunk_len }
+    }
+
     /// All tokens, one piece after the other: (n_chunks, chunk_len).
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
@@ -304,7 +423,12 @@ impl Chunks {
         self.chunk_len
     }
 
-    /// Number of pieces; 1 with [`SplitMode::Tail`], 0 in an empty split.
+    /// Bytes of the text, in UTF-8. A loss for each of them does not depend on the vocabulary.
+    pub fn n_bytes(&self) -> usize {
+        self.n_bytes
+    }
+
+    /// Number of pieces; 1 with [`SplitMode::Tail`] or tokens that are no characters, 0 in an empty split.
     pub fn n_chunks(&self) -> usize {
         self.tokens.len().checked_div(self.chunk_len).unwrap_or(0)
     }
@@ -346,13 +470,32 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Reads the text and gives it the vocabulary of its own characters.
+    /// Reads the text with the vocabulary that the configuration asks for, which is not to be learned.
     ///
     /// # Errors
-    /// [`Error::Config`] for a file that cannot be read as text, and one too small for the splits.
+    /// [`Error::Config`] for a file that cannot be read as text or as a vocabulary, one too small for the
+    /// splits, and a vocabulary that is to be learned.
     pub fn load(config: &DatasetConfig) -> Result<Dataset> {
+        Dataset::load_learning(config, &|_, vocab_size, _| {
+            let expected = "none: only teeny-train learns a vocabulary";
+            Err(config.section.error("vocab_size", vocab_size.to_string(), expected))
+        })
+    }
+
+    /// As [`load`](Self::load), with a function that learns a vocabulary from the training split.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), and those of `learn`.
+    pub fn load_learning(config: &DatasetConfig, learn: Learn<'_>) -> Result<Dataset> {
         let text = config.read_text()?;
-        let tokenizer = Tokenizer::Char(CharTokenizer::from_text(&text));
+        let tokenizer = match &config.vocabulary {
+            Vocabulary::Char => Tokenizer::Char(CharTokenizer::from_text(&text)),
+            Vocabulary::SentencePieceFile(file) => sentencepiece_file(config, file)?,
+            Vocabulary::Learned { kind, vocab_size } => {
+                let [train, ..] = split_text(config, &text)?;
+                learn(*kind, *vocab_size, &train)?
+            }
+        };
         Dataset::from_text(config, &text, tokenizer)
     }
 
@@ -367,16 +510,34 @@ impl Dataset {
 
     fn from_text(config: &DatasetConfig, text: &str, tokenizer: Tokenizer) -> Result<Dataset> {
         config.check_fractions()?;
-        let tokens = tokenizer.encode(text).map_err(|error| {
-            if let Error::Tokenizer(why) = error {
-                Error::Tokenizer(format!("{}: {why}", config.input_file.display()))
-            } else {
-                error
+        let encode = |text: &str| {
+            tokenizer.encode(text).map_err(|error| {
+                if let Error::Tokenizer(why) = error {
+                    Error::Tokenizer(format!("{}: {why}", config.input_file.display()))
+                } else {
+                    error
+                }
+            })
+        };
+        let splits = match &tokenizer {
+            Tokenizer::Char(_) => {
+                let tokens = encode(text)?;
+                match config.split {
+                    SplitMode::Chunks => split_chunks(config, &tokens)?,
+                    SplitMode::Tail => split_tail(config, &tokens)?,
+                }
+                .map(|(tokens, chunk_len)| Chunks::new(tokens, chunk_len, &tokenizer))
             }
-        })?;
-        let splits = match config.split {
-            SplitMode::Chunks => split_chunks(config, &tokens)?,
-            SplitMode::Tail => split_tail(config, &tokens)?,
+            // What falls to a split does not depend on the vocabulary, so that losses can be compared, and
+            // one that was learned has seen the training split alone.
+            Tokenizer::SentencePiece(_) | Tokenizer::Bpe(_) => {
+                let mut splits = <[Chunks; 3]>::default();
+                for (split, text) in splits.iter_mut().zip(split_text(config, text)?) {
+                    let tokens = if text.is_empty() { Vec::new() } else { encode(&text)? };
+                    *split = Chunks { chunk_len: tokens.len(), n_bytes: text.len(), tokens };
+                }
+                splits
+            }
         };
         Ok(Dataset { config: config.clone(), tokenizer, splits })
     }
@@ -415,6 +576,7 @@ impl Dataset {
                 format!("a {} split in pieces of {} tokens", split.name(), chunks.chunk_len);
             let expected = format!("at least n_context + 1 = {}", n_context.saturating_add(1));
             let key = match (self.config.split, split) {
+                _ if !matches!(self.tokenizer, Tokenizer::Char(_)) => "input_file",
                 (SplitMode::Chunks, _) => "tokens_per_chunk",
                 (SplitMode::Tail, Split::Train) => "fraction_train",
                 (SplitMode::Tail, Split::Val | Split::Test) => "fraction_val",
@@ -425,9 +587,34 @@ impl Dataset {
     }
 }
 
-fn split_chunks(config: &DatasetConfig, tokens: &[u32]) -> Result<[Chunks; 3]> {
+/// Makes a vocabulary: its kind, the number of its tokens, and the text to learn it from.
+pub type Learn<'a> = &'a dyn Fn(Subwords, usize, &str) -> Result<Tokenizer>;
+
+fn sentencepiece_file(config: &DatasetConfig, file: &Path) -> Result<Tokenizer> {
+    const KEY: &str = "sentencepiece_model_file";
+    let bytes = std::fs::read(file).map_err(|source| {
+        let found = format!("{}, which cannot be read ({source})", quoted(file));
+        config.section.error(KEY, found, "a SentencePiece model")
+    })?;
+    SentencePiece::from_model(&bytes).map(Tokenizer::SentencePiece).map_err(|error| {
+        config.section.error(KEY, quoted(file), format!("a SentencePiece model: {error}"))
+    })
+}
+
+/// The text of each split: that of its chunks one after the other.
+fn split_text(config: &DatasetConfig, text: &str) -> Result<[String; 3]> {
+    let chars: Vec<char> = text.chars().collect();
+    let splits = match config.split {
+        SplitMode::Chunks => split_chunks(config, &chars)?,
+        SplitMode::Tail => split_tail(config, &chars)?,
+    };
+    Ok(splits.map(|(chars, _)| chars.into_iter().collect()))
+}
+
+/// What falls to each split, and the length of its pieces. `tokens` may be characters instead.
+fn split_chunks<T: Copy>(config: &DatasetConfig, tokens: &[T]) -> Result<[(Vec<T>, usize); 3]> {
     let chunk_len = config.tokens_per_chunk;
-    let mut order: Vec<&[u32]> = tokens.chunks_exact(chunk_len.max(1)).collect();
+    let mut order: Vec<&[T]> = tokens.chunks_exact(chunk_len.max(1)).collect();
     let shares = config.shares(order.len());
     let [train, val, test] = shares;
     if train == 0 || val == 0 || (test == 0 && config.has_test()) {
@@ -445,11 +632,11 @@ fn split_chunks(config: &DatasetConfig, tokens: &[u32]) -> Result<[Chunks; 3]> {
     Ok(shares.map(|n| {
         let (these, others) = rest.split_at(n);
         rest = others;
-        Chunks { tokens: these.concat(), chunk_len: if n == 0 { 0 } else { chunk_len } }
+        (these.concat(), if n == 0 { 0 } else { chunk_len })
     }))
 }
 
-fn split_tail(config: &DatasetConfig, tokens: &[u32]) -> Result<[Chunks; 3]> {
+fn split_tail<T: Copy>(config: &DatasetConfig, tokens: &[T]) -> Result<[(Vec<T>, usize); 3]> {
     let shares = config.shares(tokens.len());
     let [train, val, test] = shares;
     if train == 0 || val == 0 || (test == 0 && config.has_test()) {
@@ -463,7 +650,7 @@ fn split_tail(config: &DatasetConfig, tokens: &[u32]) -> Result<[Chunks; 3]> {
     Ok(shares.map(|n| {
         let (these, others) = rest.split_at(n);
         rest = others;
-        Chunks { tokens: these.to_vec(), chunk_len: n }
+        (these.to_vec(), n)
     }))
 }
 

@@ -12,6 +12,8 @@ pub use dtype::Dtype;
 pub(crate) use dtype::{Part, Unit};
 pub(crate) use encode::{encode, refused};
 pub(crate) use write::{Encoded, write_tensors};
+#[cfg(feature = "import")]
+pub(crate) use write::{metadata, write_file};
 pub use write::{write_atomically, write_model};
 
 /// Value of the metadata key `format`.
@@ -19,6 +21,8 @@ pub const FORMAT: &str = "teeny";
 /// Values of the metadata key `format_version`: readers refuse any other. The writer uses the
 /// first that has all parts of the model ([`format_version`]).
 pub const FORMAT_VERSIONS: &[&str] = &["1", "2", "3", "4"];
+/// The format version of files with tables of a tokenizer.
+pub const TABLES_VERSION: &str = "4";
 /// Tensor data begins at a multiple of this many bytes from the start of the file.
 pub const ALIGNMENT: usize = 64;
 /// What the name of a matrix in blocks gets for the tensor of its scales.
@@ -128,10 +132,10 @@ pub fn tensor_specs(config: &ModelConfig) -> Vec<TensorSpec> {
     specs.0
 }
 
-/// The format version that a model's file has: 4 for parts that a reader of version 3 does not know
-/// (`gelu_tanh`, `head_dim`, `rope_scaling`), 3 where matrices are in blocks, 2 for `relu2`, `qk_norm`
-/// and `logit_softcap`. A reader of version 1 would miss a soft cap without noticing, as it ignores
-/// keys that it does not know.
+/// The format version that a model's file has if its tokenizer has no tables, which make it 4: 4 for
+/// parts that a reader of version 3 does not know (`gelu_tanh`, `head_dim`, `rope_scaling`), 3 where
+/// matrices are in blocks, 2 for `relu2`, `qk_norm` and `logit_softcap`. A reader of version 1 would miss
+/// a soft cap without noticing, as it ignores keys that it does not know.
 pub fn format_version(config: &ModelConfig, dtype: Dtype) -> &'static str {
     let (relu2, gelu_tanh) = match config.ffn {
         Ffn::Relu2 => (true, false),

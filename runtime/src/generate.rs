@@ -10,6 +10,7 @@ use crate::batch::{BatchEntry, MOST_STEPS, draw_ahead};
 use crate::error::{Error, Result};
 use crate::sampler::Sampler;
 use crate::session::{Overflow, Session};
+use crate::tokenizer::Decoder;
 
 /// When to end, and what to hand out.
 #[derive(Clone, Debug, Default)]
@@ -24,6 +25,13 @@ pub struct GenerateOptions {
     /// on from there: it then holds the prompt and every token that was drawn, those of a stop text
     /// included, unless its context was full.
     pub feed_last: bool,
+    /// Goes on behind a token that ends a text.
+    pub ignore_end: bool,
+    /// Tokens that end the text besides the model's own.
+    pub end_tokens: Vec<u32>,
+    /// In an empty session, puts the token that begins a text in front of the prompt, where the model was
+    /// trained with one ([`Specials::add_bos`](crate::tokenizer::Specials)) and the prompt lacks it.
+    pub begin_text: bool,
 }
 
 /// Most tokens for which keys and values are allocated before the first is drawn. Those beyond get
@@ -37,6 +45,9 @@ pub enum EndReason {
     Length,
     /// A stop text was found.
     StopText,
+    /// The model drew a token that ends a text ([`Specials::eos`](crate::tokenizer::Specials)), which has
+    /// no text of its own.
+    EndToken,
     /// The context is full and the session's policy is [`Overflow::Stop`].
     ContextFull,
     /// The caller's function or the session's [`CancelFlag`](crate::session::CancelFlag) asked for
@@ -102,7 +113,7 @@ pub fn generate<B: Backend>(
     Ok(Generation {
         // The stream has ended, unless the caller's function has.
         reason: reason.or(stream.end).unwrap_or(EndReason::Cancelled),
-        prompt_tokens: prompt.len(),
+        prompt_tokens: stream.prompt.len(),
         tokens: stream.drawn,
         prefill_time: first,
         decode_time: start.elapsed().saturating_sub(first),
@@ -116,11 +127,14 @@ pub struct TextStream {
     prompt: Vec<u32>,
     options: GenerateOptions,
     output: Output,
+    decoder: Decoder,
     /// Drawn and not yet fed.
     pending: Option<u32>,
     /// What the device has drawn beyond that, where it may.
     ahead: Option<Ahead>,
     drawn: usize,
+    /// Whether the last token drawn ends the text.
+    at_end: bool,
     decode_steps: usize,
     started: Option<Instant>,
     prefill_time: Option<Duration>,
@@ -133,11 +147,13 @@ impl TextStream {
     pub fn new(prompt: Vec<u32>, options: GenerateOptions) -> TextStream {
         TextStream {
             output: Output::new(&options),
+            decoder: Decoder::after_text(),
             prompt,
             options,
             pending: None,
             ahead: None,
             drawn: 0,
+            at_end: false,
             decode_steps: 0,
             started: None,
             prefill_time: None,
@@ -173,9 +189,12 @@ impl TextStream {
                 None => {}
                 // What was held back is not wanted any more.
                 Some(EndReason::Cancelled | EndReason::Failed) => self.output.clear(),
-                Some(EndReason::Length | EndReason::StopText | EndReason::ContextFull) => {
-                    self.output.finish();
-                }
+                Some(
+                    EndReason::Length
+                    | EndReason::StopText
+                    | EndReason::EndToken
+                    | EndReason::ContextFull,
+                ) => self.output.finish(),
             }
             if self.output.ready() > 0 {
                 break;
@@ -208,12 +227,20 @@ impl TextStream {
         let token = self.draw(session, sampler)?;
         self.drawn += 1;
         self.first_token_time.get_or_insert_with(|| started.elapsed());
-        self.output.push(session.model().tokenizer().token_bytes(token).unwrap_or_default());
+        let (tokenizer, options) = (session.model().tokenizer(), &self.options);
+        let of_model = tokenizer.specials().map_or(&[][..], |specials| &specials.eos);
+        let ends = |token| of_model.contains(token) || options.end_tokens.contains(token);
+        self.at_end = !options.ignore_end && ends(&token);
+        if !self.at_end {
+            self.output.push(self.decoder.bytes(tokenizer, token).unwrap_or_default());
+        }
         if self.options.feed_last && session.room() != Some(0) {
             self.feed_pending(session, sampler)?;
         }
         if self.output.stopped {
             self.end = Some(EndReason::StopText);
+        } else if self.at_end {
+            self.end = Some(EndReason::EndToken);
         } else if self.drawn == self.options.max_tokens {
             self.end = Some(EndReason::Length);
         }
@@ -225,12 +252,26 @@ impl TextStream {
         session: &mut Session<B>,
         sampler: &mut Sampler,
     ) -> Result<()> {
+        if self.options.begin_text
+            && session.n_tokens() == 0
+            && let Some(specials) = session.model().tokenizer().specials()
+            && specials.add_bos
+            && let Some(bos) = specials.bos
+            && self.prompt.first() != Some(&bos)
+        {
+            self.prompt.insert(0, bos);
+        }
         if self.prompt.is_empty() && session.n_tokens() == 0 {
             return Err(Error::Argument {
                 name: "prompt",
                 found: "no text".into(),
                 expected: "at least one character, or a session that holds some".into(),
             });
+        }
+        let tokenizer = session.model().tokenizer();
+        if session.n_tokens() == 0 && self.prompt.iter().all(|token| tokenizer.is_special(*token)) {
+            // The output is the beginning of the text.
+            self.decoder = Decoder::new();
         }
         let ahead = self.options.max_tokens.min(AHEAD);
         session.reserve(self.prompt.len().saturating_add(ahead))?;
@@ -290,7 +331,8 @@ impl TextStream {
         sampler: &mut Sampler,
     ) -> Result<()> {
         let Some(token) = self.pending else { return Ok(()) };
-        let more = if self.output.stopped { 0 } else { self.options.max_tokens - self.drawn };
+        let over = self.output.stopped || self.at_end;
+        let more = if over { 0 } else { self.options.max_tokens - self.drawn };
         let mut fed = 0;
         if let Some(ahead) = &mut self.ahead {
             fed = ahead.run(token, session, sampler, more)?;

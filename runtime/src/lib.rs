@@ -15,6 +15,7 @@
 //! | [`format`](mod@format) | names, shapes and metadata of the file; its writer | config, tokenizer |
 //! | [`weights`] | the file in memory, checked; conversion, fingerprint | format |
 //! | [`quant`] | weights in blocks of 8 and 4 bits | – |
+//! | `import` | models of other programs, with the feature of that name | format, weights |
 //! | [`position`] | positional encodings as slopes, rotations, sinusoids | – |
 //! | [`kv_cache`] | where keys and values lie | config |
 //! | [`backend`] | what a device must be able to do | kv_cache, weights |
@@ -26,7 +27,8 @@
 //! | [`batch`] | many sessions that decode together | session, sampler |
 //! | [`state`] | sessions saved and restored | session, format |
 //! | [`sampler`] | logits to a token; knows nothing of models | cpu, for its exponential; backend, for what a device may draw |
-//! | [`generate`](mod@generate) | text as a stream, with stop conditions | session, sampler |
+//! | [`generate`](mod@generate) | text as a stream, with stop conditions | session, sampler, tokenizer |
+//! | [`chat`] | the shapes of conversations | tokenizer |
 //! | [`score`](mod@score) | how likely a text is | session |
 //!
 //! ```no_run
@@ -38,7 +40,7 @@
 //! let model = Arc::new(Model::load(Cpu::new(), &weights)?);
 //! let mut session = Session::new(&model, Overflow::Slide)?;
 //! let mut sampler = Sampler::new(Default::default())?;
-//! let prompt = model.tokenizer().encode("ROMEO:")?;
+//! let prompt = model.tokenizer().encode_prompt("ROMEO:")?;
 //! let options = GenerateOptions { max_tokens: 512, ..Default::default() };
 //! teeny_runtime::generate(&mut session, &mut sampler, &prompt, &options, &mut |text| {
 //!     print!("{text}");
@@ -51,6 +53,7 @@
 mod alloc;
 pub mod backend;
 pub mod batch;
+pub mod chat;
 pub mod config;
 pub mod cpu;
 #[cfg(feature = "cuda")]
@@ -60,6 +63,8 @@ pub mod device;
 pub mod error;
 pub mod format;
 pub mod generate;
+#[cfg(feature = "import")]
+pub mod import;
 pub mod ini;
 pub mod kv_cache;
 pub mod model;
@@ -73,6 +78,7 @@ pub mod tokenizer;
 pub mod weights;
 
 pub use batch::{Batch, BatchEntry};
+pub use chat::Chat;
 pub use config::{Ffn, ModelConfig, Norm, PositionalEncoding, RopeScaling};
 pub use cpu::{Cpu, CpuOptions, KvDtype};
 #[cfg(feature = "cuda")]

@@ -8,13 +8,15 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{CommandFactory, Parser, ValueEnum};
+use teeny_runtime::chat::{Before, CHAT_TEMPLATE};
 use teeny_runtime::config::{n_context, output_files};
 use teeny_runtime::cpu::Isa;
 use teeny_runtime::dataset::{Dataset, Split, SplitMix64, dataset_section};
+use teeny_runtime::import::{self, ImportOptions};
 use teeny_runtime::ini::Ini;
 use teeny_runtime::{
-    AnyModel, AnySession, CpuOptions, Device, EndReason, Error, GenerateOptions, Generation,
-    KvDtype, Overflow, Sampler, SamplerOptions, Weights, generate, on_device,
+    AnyModel, AnySession, Chat, CpuOptions, Device, EndReason, Error, GenerateOptions, Generation,
+    KvDtype, LoadOptions, Overflow, Sampler, SamplerOptions, generate, on_device,
 };
 
 const DEFAULT_MODEL: &str = "data/shakespeare.safetensors";
@@ -23,7 +25,8 @@ const DEFAULT_MODEL: &str = "data/shakespeare.safetensors";
 #[derive(Parser)]
 #[command(name = "teeny-run", version = version(), max_term_width = 100)]
 struct Args {
-    /// Model file [default: the export of --config, else data/shakespeare.safetensors]
+    /// Model file, or one that teeny-convert reads without further options, such as a folder of Hugging
+    /// Face's or a GGUF file [default: the export of --config, else data/shakespeare.safetensors]
     #[arg(short, long, value_name = "FILE")]
     model: Option<PathBuf>,
     /// Text to continue; none or an empty one begins after a line break
@@ -80,6 +83,15 @@ struct Args {
     /// Use the CPU's bf16 instructions for bf16 weights, where it has them: faster, other last digits
     #[arg(long)]
     fast: bool,
+    /// Talk to a model that was trained for it: --prompt is a message, or each line of the input is one
+    #[arg(long, conflicts_with_all = ["file", "config"])]
+    chat: bool,
+    /// What the model is told before the conversation [default: what its template says]
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    system: Option<String>,
+    /// Go on behind a token that ends a text
+    #[arg(long)]
+    ignore_eos: bool,
     /// Print the generated text only
     #[arg(long)]
     no_display_prompt: bool,
@@ -176,13 +188,18 @@ fn run(args: &Args, start: Instant) -> Result<(), Failure> {
         seed: args.seed.unwrap_or_else(clock_seed),
     };
     Sampler::new(sampler_options.clone())?;
-    let weights = Weights::map(&model_file(args)?)?;
+    let import = ImportOptions::default();
+    let file = model_file(args)?;
+    let go_on = &mut |_| ControlFlow::Continue(());
+    let weights = import::load(&file, &import, &LoadOptions::default(), go_on)?;
     let options = CpuOptions { threads: args.threads, kv_dtype: args.kv_dtype, fast: args.fast };
     let model = AnyModel::load_with(args.device, options, &weights)?;
     let mut session = AnySession::new(&model, args.overflow.into())?;
     let options = GenerateOptions {
         max_tokens: args.length,
         stop: args.stop.clone(),
+        ignore_end: args.ignore_eos,
+        begin_text: true,
         ..GenerateOptions::default()
     };
 
@@ -210,8 +227,25 @@ fn run(args: &Args, start: Instant) -> Result<(), Failure> {
         return Ok(());
     }
 
+    if args.chat {
+        let template = weights.metadata().get(CHAT_TEMPLATE).ok_or_else(|| {
+            let model = "--chat: found a model without a chat template, expected one that was trained to talk";
+            Failure::Use(model.to_owned())
+        })?;
+        let chat = Chat::new(template, model.tokenizer())?;
+        let seed = sampler_options.seed;
+        let mut sampler = Sampler::new(sampler_options)?;
+        let told = Told { model: &model, args, seed, start };
+        return converse(&chat, &mut session, &mut sampler, &options, &told);
+    }
+
     let text = prompt_text(args)?;
-    let prompt = model.tokenizer().encode(if text.is_empty() { "\n" } else { &text })?;
+    let mut prompt = model.tokenizer().encode(&text)?;
+    let begins = model.tokenizer().specials().is_some_and(|specials| specials.add_bos);
+    if prompt.is_empty() && !begins {
+        // Something must come first.
+        prompt = model.tokenizer().encode("\n")?;
+    }
     if !args.no_display_prompt {
         print(&text)?;
     }
@@ -236,6 +270,65 @@ impl From<Policy> for Overflow {
             Policy::Slide => Overflow::Slide,
             Policy::Stop => Overflow::Stop,
             Policy::Error => Overflow::Error,
+        }
+    }
+}
+
+/// What the report of an answer needs.
+struct Told<'a> {
+    model: &'a AnyModel,
+    args: &'a Args,
+    seed: u64,
+    start: Instant,
+}
+
+/// Answers the prompt, or every line of the input until it ends.
+fn converse(
+    chat: &Chat,
+    session: &mut AnySession,
+    sampler: &mut Sampler,
+    options: &GenerateOptions,
+    told: &Told<'_>,
+) -> Result<(), Failure> {
+    let Told { model, args, seed, start } = told;
+    let options =
+        GenerateOptions { feed_last: true, end_tokens: vec![chat.end()], ..options.clone() };
+    let mut before = Before::Nothing;
+    let mut answer = |message: &str| -> Result<(), Failure> {
+        let system = args.system.as_deref();
+        let prompt = chat.turn(model.tokenizer(), before, system, message)?;
+        let done = stream(session, sampler, &prompt, &options)?;
+        before = match done.reason {
+            EndReason::EndToken => Before::Ended,
+            EndReason::Length
+            | EndReason::StopText
+            | EndReason::ContextFull
+            | EndReason::Cancelled
+            | EndReason::Failed => Before::CutOff,
+        };
+        print("\n")?;
+        if args.stats {
+            report(model, session, &done, *seed, *start);
+        }
+        Ok(())
+    };
+    if let Some(message) = &args.prompt {
+        return answer(message);
+    }
+    let input = std::io::stdin();
+    let asks = input.is_terminal();
+    loop {
+        if asks {
+            eprint!("> ");
+        }
+        let mut line = String::new();
+        let n = input.read_line(&mut line).map_err(|e| Failure::Use(format!("input: {e}")))?;
+        if n == 0 {
+            return Ok(());
+        }
+        let line = line.trim_end_matches(['\n', '\r']);
+        if !line.is_empty() {
+            answer(line)?;
         }
     }
 }

@@ -65,6 +65,13 @@ impl Frequencies {
     }
 }
 
+/// By what a scaling divides each frequency of RoPE. (head_dim/2)
+#[cfg(feature = "import")]
+pub(crate) fn scaling_factors(theta: f64, head_dim: usize, scaling: RopeScaling) -> Vec<f64> {
+    let frequencies = Frequencies::new(theta, head_dim).0;
+    frequencies.into_iter().map(|frequency| frequency / scaled(frequency, scaling)).collect()
+}
+
 /// A frequency of RoPE in a model for longer texts.
 fn scaled(frequency: f64, scaling: RopeScaling) -> f64 {
     match scaling {

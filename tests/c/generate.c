@@ -53,7 +53,7 @@ static void initialising(void) {
     CHECK(memcmp(&options, &before, sizeof options) == 0);
     options = generate_options();
     CHECK(options.size == sizeof options && options.max_tokens == 256 && options.stop == NULL);
-    CHECK(options.n_stop == 0 && options.raw_bytes == 0 && options.reserved == 0);
+    CHECK(options.n_stop == 0 && options.raw_bytes == 0 && options.ignore_end == 0);
     memset(&grown, 7, sizeof grown);
     OK(teeny_generate_options_init(&grown.options, sizeof grown));
     CHECK(grown.options.size == sizeof grown && grown.later == 0);
@@ -121,7 +121,7 @@ static void refusing(const teeny_model *model) {
         REFUSED(o.size = 0, TEENY_INVALID_ARGUMENT, "options.size: found 0, expected sizeof");
         REFUSED(o.size = sizeof o - 1, TEENY_INVALID_ARGUMENT, "options.size");
         REFUSED(o.size = SIZE_MAX, TEENY_INVALID_ARGUMENT, "options.size");
-        REFUSED(o.reserved = 1, TEENY_INVALID_ARGUMENT, "reserved: found 1");
+        REFUSED(o.ignore_end = 2, TEENY_INVALID_ARGUMENT, "ignore_end: found 2");
         REFUSED(o.raw_bytes = 2, TEENY_INVALID_ARGUMENT, "raw_bytes: found 2");
         REFUSED(o.n_stop = 2, TEENY_NULL_POINTER, "options.stop: found NULL");
         REFUSED((o.n_stop = 2, o.stop = stop), TEENY_NULL_POINTER, "options.stop[1]: found NULL");

@@ -123,7 +123,7 @@ AT(teeny_generate_options, max_tokens, 8);
 AT(teeny_generate_options, stop, 16);
 AT(teeny_generate_options, n_stop, 24);
 AT(teeny_generate_options, raw_bytes, 32);
-AT(teeny_generate_options, reserved, 36);
+AT(teeny_generate_options, ignore_end, 36);
 
 ASSERT(sizeof(teeny_score) == 40);
 AT(teeny_score, size, 0);

@@ -2,6 +2,7 @@
 //
 //     llama_bench MODEL.gguf --threads N [--kv f32|f16|q8]
 //     llama_bench --version
+//     llama_bench --f32 MODEL.gguf OUTPUT.gguf     writes the same numbers in single precision
 //
 // It reads lines and answers each with a line of JSON (README.md has the table); when input ends, so does it.
 // Everything that a user of llama.cpp gets without asking is as it is: flash attention by itself, repacked
@@ -9,6 +10,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -77,6 +79,41 @@ public:
         }
         const float *logits = llama_get_logits_ith(context, -1);
         return {logits, logits + vocab_size_};
+    }
+
+    // The tokens of a text, with those that the vocabulary has for marks.
+    std::vector<llama_token> tokens(const std::string &text) {
+        const llama_vocab *vocab = llama_model_get_vocab(model_.get());
+        std::vector<llama_token> tokens(text.size() + 8);
+        const int n = llama_tokenize(vocab, text.data(), static_cast<int32_t>(text.size()), tokens.data(),
+                                     static_cast<int32_t>(tokens.size()), true, true);
+        if (n < 0) {
+            throw std::runtime_error("llama_tokenize has failed with " + std::to_string(n));
+        }
+        tokens.resize(static_cast<size_t>(n));
+        return tokens;
+    }
+
+    // The `n` likeliest tokens behind these, one after the other, and by how much each is the likeliest.
+    std::vector<std::pair<llama_token, float>> greedy(int n, const std::vector<llama_token> &prompt) {
+        llama_context *context = prepared(1, static_cast<int>(prompt.size()) + n);
+        std::vector<std::pair<llama_token, float>> drawn;
+        for (int i = 0; i + 1 < static_cast<int>(prompt.size()) + n; i++) {
+            const bool given = i < static_cast<int>(prompt.size());
+            begin();
+            push(given ? prompt[static_cast<size_t>(i)] : drawn.back().first, i, 0, true);
+            run(context);
+            if (i + 1 >= static_cast<int>(prompt.size())) {
+                const float *logits = llama_get_logits_ith(context, -1);
+                const int64_t best = likeliest(logits);
+                float second = -INFINITY;
+                for (int64_t token = 0; token < vocab_size_; token++) {
+                    second = token == best ? second : std::max(second, logits[token]);
+                }
+                drawn.emplace_back(static_cast<llama_token>(best), logits[best] - second);
+            }
+        }
+        return drawn;
     }
 
 private:
@@ -172,6 +209,16 @@ void answer(Bench &bench, const std::string &line) {
     std::istringstream words(line);
     std::string command;
     words >> command;
+    if (std::string text; command == "tokens" && words >> std::ws && std::getline(words, text)) {
+        const char *separator = "{\"tokens\": [";
+        for (llama_token token : bench.tokens(text)) {
+            std::printf("%s%d", separator, token);
+            separator = ", ";
+        }
+        std::puts("]}");
+        std::fflush(stdout);
+        return;
+    }
     std::vector<int> numbers;
     for (int number; words >> number;) {
         numbers.push_back(number);
@@ -192,6 +239,14 @@ void answer(Bench &bench, const std::string &line) {
             separator = ", ";
         }
         std::puts("]}");
+    } else if (command == "greedy" && numbers.size() > 1) {
+        std::string tokens, margins;
+        for (auto [token, margin] : bench.greedy(numbers[0], {numbers.begin() + 1, numbers.end()})) {
+            const char *separator = tokens.empty() ? "" : ", ";
+            tokens += separator + std::to_string(token);
+            margins += separator + std::to_string(margin);
+        }
+        std::printf("{\"tokens\": [%s], \"margins\": [%s]}\n", tokens.c_str(), margins.c_str());
     } else {
         throw std::runtime_error("unknown request: " + line);
     }
@@ -199,7 +254,8 @@ void answer(Bench &bench, const std::string &line) {
 }
 
 int usage() {
-    std::cerr << "usage: llama_bench MODEL.gguf --threads N [--kv f32|f16|q8], or llama_bench --version\n";
+    std::cerr << "usage: llama_bench MODEL.gguf --threads N [--kv f32|f16|q8], llama_bench --version, or\n"
+                 "       llama_bench --f32 MODEL.gguf OUTPUT.gguf\n";
     return 2;
 }
 
@@ -210,7 +266,8 @@ int main(int argc, char **argv) {
         {"f32", GGML_TYPE_F32}, {"f16", GGML_TYPE_F16}, {"q8", GGML_TYPE_Q8_0}};
     int threads = 0;
     ggml_type kv = GGML_TYPE_F16;
-    for (int i = 2; i < argc; i += 2) {
+    const bool to_f32 = argc == 4 && std::string(argv[1]) == "--f32";
+    for (int i = 2; i < argc && !to_f32; i += 2) {
         const std::string flag = argv[i], value = i + 1 < argc ? argv[i + 1] : "";
         if (flag == "--threads") {
             threads = std::atoi(value.c_str());
@@ -223,6 +280,12 @@ int main(int argc, char **argv) {
     if (argc == 2 && std::string(argv[1]) == "--version") {
         std::cout << "llama.cpp " << llama_version() << " of llama-cpp-python " << PACKAGE_VERSION << '\n';
         return 0;
+    }
+    if (to_f32) {
+        llama_model_quantize_params params = llama_model_quantize_default_params();
+        params.ftype = LLAMA_FTYPE_ALL_F32;
+        params.allow_requantize = true;
+        return llama_model_quantize(argv[2], argv[3], &params) == 0 ? 0 : 1;
     }
     if (threads < 1) {
         return usage();

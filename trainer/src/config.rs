@@ -337,7 +337,7 @@ impl Run {
         // Once with a stand-in for the vocabulary's size: a wrong key should not wait for the text.
         let ModelSection { config, .. } = model_section(ini, 1)?;
         let train = TrainConfig::read(ini, config.max_seq_len)?;
-        let dataset = Dataset::load(&dataset_section(ini)?)?;
+        let dataset = Dataset::load_learning(&dataset_section(ini)?, &crate::vocabulary::learn)?;
         dataset.check_context(train.n_context)?;
         let vocab_size = dataset.tokenizer().vocab_size();
         let ModelSection { config: model, dropout, .. } = model_section(ini, vocab_size)?;

@@ -21,7 +21,8 @@
 //! | [`schedule`] | learning rates | – |
 //! | [`muon`], [`optim`] | Muon's direction; AdamW, Muon, clipping and averaging | params, schedule |
 //! | [`dataset`] | which windows of the text a step sees | – |
-//! | [`config`] | the section `[train]` and a whole run, checked | dataset, optim, schedule |
+//! | [`vocabulary`] | subwords learned from a text | – |
+//! | [`config`] | the section `[train]` and a whole run, checked | dataset, optim, schedule, vocabulary |
 //! | [`step`] | a step, all on the device | cuda_graph, dataset, distributed, model, optim |
 //! | [`evaluate`] | the loss on a split | dataset, model |
 //! | [`sample`] | a short text from the model in training | model |
@@ -66,5 +67,6 @@ pub mod step;
 pub mod tensorboard;
 pub mod threads;
 pub mod train;
+pub mod vocabulary;
 
 pub use error::{Error, Result};

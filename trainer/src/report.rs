@@ -114,10 +114,10 @@ impl Report {
 
     /// After an evaluation, with a text that the model wrote, if there is one.
     pub fn evaluation(&mut self, evaluation: &Evaluation, sample: Option<&str>) {
-        let Evaluation { iteration, train_loss, val_loss, val_bits_per_char, .. } = *evaluation;
+        let Evaluation { iteration, train_loss, val_loss, val_bits_per_byte, .. } = *evaluation;
         self.line(&format!(
             "iteration {iteration}: train loss {train_loss:.4}, val loss {val_loss:.4} \
-             ({val_bits_per_char:.4} bits a character){}",
+             ({val_bits_per_byte:.4} bits a byte){}",
             if evaluation.is_best { ", best so far" } else { "" }
         ));
         if let Some(text) = sample {

@@ -38,8 +38,8 @@ pub struct Evaluation {
     pub train_loss: f64,
     /// Loss over the validation split, in nats per token.
     pub val_loss: f64,
-    /// The same in bits per character, which does not depend on the tokenizer.
-    pub val_bits_per_char: f64,
+    /// The same in bits per byte, which does not depend on the tokenizer.
+    pub val_bits_per_byte: f64,
     /// Whether no evaluation before had a lower validation loss.
     pub is_best: bool,
     /// Since the run began.
@@ -216,7 +216,7 @@ fn head(record: &Record, title: &str) -> String {
     let mut facts = vec![("iteration", iteration), ("time", duration(record.seconds()))];
     if let Some(best) = record.best() {
         facts.push(("best validation loss", format!("{:.4}", best.val_loss)));
-        facts.push(("bits per character", format!("{:.4}", best.val_bits_per_char)));
+        facts.push(("bits per byte", format!("{:.4}", best.val_bits_per_byte)));
         facts.push(("found at iteration", grouped(best.iteration)));
     }
     facts.extend(record.test_loss.map(|loss| ("test loss", format!("{loss:.4}"))));
@@ -350,7 +350,7 @@ fn evaluations(record: &Record) -> String {
             grouped(e.iteration),
             e.train_loss,
             e.val_loss,
-            e.val_bits_per_char,
+            e.val_bits_per_byte,
             duration(e.seconds)
         );
     }

@@ -113,7 +113,7 @@ impl RunDir {
                 &[
                     ("loss/train", evaluation.train_loss),
                     ("loss/val", evaluation.val_loss),
-                    ("bits_per_char/val", evaluation.val_bits_per_char),
+                    ("bits_per_byte/val", evaluation.val_bits_per_byte),
                 ],
             )?;
         }
@@ -285,7 +285,7 @@ fn evaluation_fields(evaluation: &Evaluation) -> [(&'static str, Value); 6] {
         ("iteration", evaluation.iteration.into()),
         ("train_loss", evaluation.train_loss.into()),
         ("val_loss", evaluation.val_loss.into()),
-        ("val_bits_per_char", evaluation.val_bits_per_char.into()),
+        ("val_bits_per_byte", evaluation.val_bits_per_byte.into()),
         ("is_best", evaluation.is_best.into()),
         ("seconds", evaluation.seconds.into()),
     ]
@@ -368,7 +368,7 @@ fn replay(line: &Value, iteration: u64, record: &mut Record) {
             iteration,
             train_loss: number("train_loss"),
             val_loss: number("val_loss"),
-            val_bits_per_char: number("val_bits_per_char"),
+            val_bits_per_byte: number("val_bits_per_byte"),
             is_best: line["is_best"].as_bool().unwrap_or(false),
             seconds: number("seconds"),
         }),

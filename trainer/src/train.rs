@@ -636,7 +636,7 @@ impl<'a> Trainer<'a> {
             iteration,
             train_loss,
             val_loss,
-            val_bits_per_char: val_loss / std::f64::consts::LN_2, // a token is a character
+            val_bits_per_byte: self.per_byte(Split::Val, val_loss) / std::f64::consts::LN_2,
             is_best,
             seconds: self.seconds(),
         };
@@ -674,6 +674,12 @@ impl<'a> Trainer<'a> {
             estimated_loss(&self.model, &self.corpora[0], &estimate, n_micro),
             exact_loss(&self.model, &self.corpora[1], n_micro),
         )
+    }
+
+    /// A split's mean loss of a token, as that of a byte of its text.
+    fn per_byte(&self, split: Split, loss: f64) -> f64 {
+        let chunks = self.run.dataset.chunks(split);
+        loss * chunks.tokens().len() as f64 / chunks.n_bytes().max(1) as f64
     }
 
     /// Whether this process writes files.
@@ -737,7 +743,8 @@ impl<'a> Trainer<'a> {
             ));
         }
         if let Some(loss) = best.provenance.test_loss {
-            report.line(&format!("test loss {loss:.4}"));
+            let bits = self.per_byte(Split::Test, loss) / std::f64::consts::LN_2;
+            report.line(&format!("test loss {loss:.4} ({bits:.4} bits a byte)"));
         }
         self.export(&best.theta, &best.provenance)?;
         report.line(&format!(

@@ -26,7 +26,7 @@ fn evaluation(iteration: u64) -> Evaluation {
         iteration,
         train_loss: loss,
         val_loss: loss + 0.125,
-        val_bits_per_char: 1.5 * loss,
+        val_bits_per_byte: 1.5 * loss,
         is_best: true,
         seconds: iteration as f64 / 10.0,
     }
@@ -96,7 +96,7 @@ fn a_fresh_run() {
     assert_eq!(
         lines[2],
         json!({"type": "evaluation", "iteration": 2, "train_loss": 2.0, "val_loss": 2.125,
-            "val_bits_per_char": 3.0, "is_best": true, "seconds": 0.2})
+            "val_bits_per_byte": 3.0, "is_best": true, "seconds": 0.2})
     );
     assert_eq!([&lines[3]["loss"], &lines[3]["lr"], &lines[3]["grad_norm"]], [&Value::Null; 3]);
     assert_eq!(lines[4]["message"], "step skipped: the loss is \"NaN\"");

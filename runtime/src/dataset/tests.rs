@@ -44,8 +44,11 @@ fn config_ini_has_the_defaults_and_every_key() {
         DatasetConfig { section: Section::default(), ..config },
         DatasetConfig { section: Section::default(), ..DatasetConfig::default() }
     );
-    for key in DATASET_KEYS.iter().filter(|key| key.name != "sentencepiece_model_file") {
-        let documented = |line: &str| line.starts_with(&format!("{} =", key.name));
+    for key in DATASET_KEYS {
+        let documented = |line: &str| {
+            let line = line.trim_start_matches(['#', ' ']);
+            line.starts_with(&format!("{} =", key.name))
+        };
         assert!(text.lines().any(documented), "{} is not documented", key.name);
     }
 }
@@ -104,8 +107,32 @@ fn bad_configurations_are_refused_with_their_place() {
             "c.ini:2: [dataset] split: found \"tails\", expected chunks or tail (did you mean tail?)",
         ),
         (
-            "sentencepiece_model_file = a.model",
-            "c.ini:2: [dataset] sentencepiece_model_file: found \"a.model\", expected no such key: it is not supported yet, the vocabulary is one of characters",
+            "tokenizer = words",
+            "c.ini:2: [dataset] tokenizer: found \"words\", expected char, sentencepiece or bpe",
+        ),
+        (
+            "tokenizer = bpe",
+            "c.ini:2: [dataset] tokenizer: found \"bpe\", expected a vocab_size to learn",
+        ),
+        (
+            "tokenizer = sentencepiece",
+            "c.ini:2: [dataset] tokenizer: found \"sentencepiece\", expected a vocab_size to learn, or a sentencepiece_model_file",
+        ),
+        (
+            "tokenizer = bpe\nvocab_size = 256",
+            "c.ini:3: [dataset] vocab_size: found 256, expected a whole number from 258 to 16777215",
+        ),
+        (
+            "vocab_size = 300",
+            "c.ini:2: [dataset] vocab_size: found \"300\", expected no such key: with tokenizer = char, the characters of the text are the vocabulary",
+        ),
+        (
+            "tokenizer = bpe\nsentencepiece_model_file = a.model",
+            "c.ini:3: [dataset] sentencepiece_model_file: found \"a.model\", expected no such key, or tokenizer = sentencepiece",
+        ),
+        (
+            "sentencepiece_model_file = a.model\nvocab_size = 300",
+            "c.ini:3: [dataset] vocab_size: found \"300\", expected no such key beside sentencepiece_model_file, which has a size",
         ),
         (
             "\ninputfile = x",
@@ -288,7 +315,7 @@ fn a_models_vocabulary_must_cover_the_text() {
 
 #[test]
 fn windows_reach_every_place_and_stay_inside_a_piece() {
-    let chunks = Chunks { tokens: (0..12).collect(), chunk_len: 4 };
+    let chunks = Chunks { tokens: (0..12).collect(), chunk_len: 4, n_bytes: 12 };
     let mut rng = SplitMix64::new(3);
     let mut seen = std::collections::BTreeSet::new();
     for _ in 0..1000 {
@@ -342,4 +369,70 @@ fn numbers_below_a_bound_are_fair() {
     assert_eq!(rng.below(1), 0);
     assert_eq!(rng.below(0), 0);
     assert!(rng.below(usize::MAX) < usize::MAX);
+}
+
+/// A vocabulary of all bytes and one merge.
+fn bytes_and_ab() -> Tokenizer {
+    let mut tokens: Vec<Vec<u8>> = (0..=u8::MAX).map(|byte| vec![byte]).collect();
+    tokens.push(b"ab".to_vec());
+    let merges = vec![(u32::from(b'a'), u32::from(b'b'))];
+    let parts = crate::tokenizer::BpeParts { tokens, merges, ..Default::default() };
+    Tokenizer::Bpe(crate::tokenizer::Bpe::new(parts).expect("valid"))
+}
+
+#[test]
+fn a_learned_vocabulary_sees_the_training_split_alone() {
+    let text = format!("{}{}{}", "ab".repeat(400), "cd".repeat(50), "\u{e9}".repeat(100));
+    let file = TempFile::new("learned", text.as_bytes());
+    let keys = "tokenizer = bpe\nvocab_size = 300\nsplit = tail";
+    let seen = std::cell::RefCell::new(String::new());
+    let data = Dataset::load_learning(&file.config(keys), &|kind, vocab_size, text| {
+        assert_eq!((kind, vocab_size), (Subwords::Bpe, 300));
+        seen.replace(text.to_owned());
+        Ok(bytes_and_ab())
+    })
+    .expect("large enough");
+    assert_eq!(seen.into_inner(), "ab".repeat(400));
+    // The parts are those that characters would have, whatever their tokens.
+    for (split, n_tokens, n_bytes) in
+        [(Split::Train, 400, 800), (Split::Val, 100, 100), (Split::Test, 200, 200)]
+    {
+        let chunks = data.chunks(split);
+        assert_eq!((chunks.tokens().len(), chunks.n_bytes()), (n_tokens, n_bytes), "{split:?}");
+        assert_eq!((chunks.n_chunks(), chunks.chunk_len()), (1, n_tokens), "{split:?}");
+    }
+    let error = Dataset::load(&file.config(keys)).expect_err("only the trainer learns").to_string();
+    assert!(
+        error.ends_with(
+            "vocab_size: found 300, expected none: only teeny-train learns a vocabulary"
+        ),
+        "{error}"
+    );
+}
+
+#[test]
+fn shuffled_pieces_of_text_are_the_same_for_every_vocabulary() {
+    let text = distinct(1000);
+    let file = TempFile::new("pieces", text.as_bytes());
+    let config = file.config("tokens_per_chunk = 50");
+    let chars = Dataset::load(&config).expect("large enough");
+    let bytes = Dataset::load_with(&config, bytes_and_ab()).expect("large enough");
+    for split in Split::ALL {
+        let of = |data: &Dataset| {
+            data.tokenizer().decode(data.chunks(*split).tokens()).expect("its own")
+        };
+        assert_eq!(of(&chars), of(&bytes), "{split:?}");
+        assert_eq!(chars.chunks(*split).n_bytes(), bytes.chunks(*split).n_bytes());
+    }
+}
+
+#[test]
+fn a_sentencepiece_model_that_is_none_is_refused() {
+    let file = TempFile::new("no-model", b"not a model");
+    let keys = format!("sentencepiece_model_file = {}", file.0.display());
+    let error = Dataset::load(&file.config(&keys)).expect_err("no model").to_string();
+    assert!(error.contains("sentencepiece_model_file: found"), "{error}");
+    let missing = file.config("sentencepiece_model_file = nowhere.model");
+    let error = Dataset::load(&missing).expect_err("no file").to_string();
+    assert!(error.contains("\"nowhere.model\", which cannot be read"), "{error}");
 }

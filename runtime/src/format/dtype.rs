@@ -4,6 +4,7 @@ use safetensors::tensor::Dtype as FileDtype;
 
 use super::TensorSpec;
 use crate::quant::{BLOCK, Blocks, PIECE, ROWS, q4, q8};
+use crate::tokenizer::{Table, TableDtype};
 
 /// Element type of the tensors of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,6 +122,16 @@ impl Stored {
 }
 
 impl Part {
+    /// A table of the tokenizer.
+    pub fn of_table(table: &Table<'_>) -> Part {
+        let dtype = match table.dtype {
+            TableDtype::U8 => FileDtype::U8,
+            TableDtype::U32 => FileDtype::U32,
+            TableDtype::F32 => FileDtype::F32,
+        };
+        Part { dtype, shape: table.shape.clone() }
+    }
+
     /// Its size, which for hostile shapes is no more than the largest number.
     pub fn n_bytes(&self) -> usize {
         self.shape.iter().fold(self.alignment(), |bytes, n| bytes.saturating_mul(*n))

@@ -6,14 +6,15 @@ use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::dtype::Stored;
 use super::{
-    ALIGNMENT, Dtype, FORMAT, Part, SCALE_SUFFIX, TensorSpec, encode, format_version, refused,
-    tensor_specs,
+    ALIGNMENT, Dtype, FORMAT, Part, SCALE_SUFFIX, TABLES_VERSION, TensorSpec, encode,
+    format_version, refused, tensor_specs,
 };
 use crate::alloc::zeroed;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Table, Tokenizer};
 
 /// Writes a model as one safetensors file with metadata, tokenizer and 64-byte aligned data.
 ///
@@ -33,7 +34,8 @@ pub fn write_model(
     dtype: Dtype,
     values: &mut dyn FnMut(&TensorSpec) -> Vec<f32>,
 ) -> Result<()> {
-    write_tensors(path, config, tokenizer, extra_metadata, dtype, &mut |spec, dtype| {
+    let dtype = |spec: &TensorSpec| dtype.of(spec);
+    write_tensors(path, config, tokenizer, extra_metadata, &dtype, &mut |spec, dtype| {
         let values = values(spec);
         if values.len() != spec.len() {
             return Err(Error::Format {
@@ -55,26 +57,33 @@ pub(crate) struct Encoded<'a> {
 
 impl Encoded<'_> {
     pub fn new(values: &[f32], spec: &TensorSpec, dtype: Dtype) -> Result<Encoded<'static>> {
-        let stored = dtype.stored(&spec.shape);
-        let mut bytes = zeroed("a tensor to be written", stored.values.n_bytes())?;
-        let n_scale_bytes = stored.scales.as_ref().map_or(0, Part::n_bytes);
-        let mut scales = zeroed("a tensor to be written", n_scale_bytes)?;
+        let mut encoded = Encoded::zeroed(&dtype.stored(&spec.shape))?;
         let columns = spec.shape.last().copied().unwrap_or(1);
-        match encode(values, columns, dtype, &mut bytes, &mut scales) {
+        let (bytes, scales) = (encoded.values.to_mut(), encoded.scales.to_mut());
+        match encode(values, columns, dtype, bytes, scales) {
             Some(value) => Err(refused(value, &spec.name, dtype)),
-            None => Ok(Encoded { values: bytes.into(), scales: scales.into() }),
+            None => Ok(encoded),
         }
+    }
+
+    /// Room for a tensor.
+    pub fn zeroed(stored: &Stored) -> Result<Encoded<'static>> {
+        let n_scale_bytes = stored.scales.as_ref().map_or(0, Part::n_bytes);
+        Ok(Encoded {
+            values: zeroed("a tensor to be written", stored.values.n_bytes())?.into(),
+            scales: zeroed("a tensor to be written", n_scale_bytes)?.into(),
+        })
     }
 }
 
 /// As [`write_model`], with the tensors as bytes: `tensor` is called once for each, with the element
-/// type that it has in a file of `dtype`.
+/// type that `dtype` gives it.
 pub(crate) fn write_tensors<'a>(
     path: &Path,
     config: &ModelConfig,
     tokenizer: &Tokenizer,
     extra_metadata: &[(String, String)],
-    dtype: Dtype,
+    dtype: &dyn Fn(&TensorSpec) -> Dtype,
     tensor: &mut dyn FnMut(&TensorSpec, Dtype) -> Result<Encoded<'a>>,
 ) -> Result<()> {
     config.validate()?;
@@ -86,15 +95,38 @@ pub(crate) fn write_tensors<'a>(
         });
     }
     let metadata = metadata(config, tokenizer, extra_metadata, dtype)?;
-    let places = places(tensor_specs(config), dtype);
-    let header = header(&metadata, &places);
+    let tables = tokenizer.tables();
+    write_file(path, config, &metadata, &tables, dtype, tensor)
+}
+
+/// A safetensors file with this metadata, the tensors that a valid configuration calls for, and tables.
+pub(crate) fn write_file<'a>(
+    path: &Path,
+    config: &ModelConfig,
+    metadata: &[(String, String)],
+    tables: &[Table<'_>],
+    dtype: &dyn Fn(&TensorSpec) -> Dtype,
+    tensor: &mut dyn FnMut(&TensorSpec, Dtype) -> Result<Encoded<'a>>,
+) -> Result<()> {
+    let places = places(tensor_specs(config), dtype, tables);
+    let header = header(metadata, &places);
     let data_start = 8 + header.len();
     let mut failure = None;
     let written = write_atomically(path, |file| {
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(header.as_bytes())?;
-        for Place { spec, start, .. } in places.iter().filter(|place| !place.is_scale) {
-            let encoded = match tensor(spec, dtype.of(spec)) {
+        for Place { content, start, .. } in &places {
+            let spec = match content {
+                Content::Values(spec) => spec,
+                Content::Table(bytes) => {
+                    file.seek(SeekFrom::Start((data_start + start) as u64))?;
+                    file.write_all(bytes)?;
+                    continue;
+                }
+                // Written with their blocks.
+                Content::Scales(_) => continue,
+            };
+            let encoded = match tensor(spec, dtype(spec)) {
                 Ok(encoded) => encoded,
                 Err(error) => {
                     failure = Some(error);
@@ -104,7 +136,7 @@ pub(crate) fn write_tensors<'a>(
             file.seek(SeekFrom::Start((data_start + start) as u64))?;
             file.write_all(&encoded.values)?;
             // Scales can lie further on, and a tensor is made only once.
-            let scales = places.iter().find(|place| place.is_scale && place.spec.name == spec.name);
+            let scales = places.iter().find(|place| place.content.is_scales_of(&spec.name));
             if let Some(Place { start, .. }) = scales {
                 file.seek(SeekFrom::Start((data_start + start) as u64))?;
                 file.write_all(&encoded.scales)?;
@@ -116,26 +148,67 @@ pub(crate) fn write_tensors<'a>(
 }
 
 /// One tensor of the header.
-struct Place {
-    spec: TensorSpec,
-    is_scale: bool,
+struct Place<'a> {
+    name: String,
+    content: Content<'a>,
     part: Part,
     /// Where it begins behind the header.
     start: usize,
 }
 
+enum Content<'a> {
+    Values(TensorSpec),
+    /// Those of the tensor with this name.
+    Scales(String),
+    /// A table of the tokenizer.
+    Table(&'a [u8]),
+}
+
+impl Content<'_> {
+    fn is_scales_of(&self, name: &str) -> bool {
+        match self {
+            Content::Scales(of) => of == name,
+            Content::Values(_) | Content::Table(_) => false,
+        }
+    }
+}
+
 /// Tensors whose size is a multiple of the alignment come first, so that all of those are aligned;
-/// safetensors allows no gaps, so a bias of odd length would otherwise shift every later tensor.
-fn places(specs: Vec<TensorSpec>, dtype: Dtype) -> Vec<Place> {
+/// safetensors allows no gaps, so a bias of odd length would otherwise shift every later tensor. Of the
+/// others, tables of numbers come first and tables of bytes last, for the same reason.
+fn places<'a>(
+    specs: Vec<TensorSpec>,
+    dtype: &dyn Fn(&TensorSpec) -> Dtype,
+    tables: &'a [Table<'_>],
+) -> Vec<Place<'a>> {
     let mut places = Vec::new();
     for spec in specs {
-        let stored = dtype.of(&spec).stored(&spec.shape);
-        let values = Place { spec: spec.clone(), is_scale: false, part: stored.values, start: 0 };
-        let scales = |part| Place { spec, is_scale: true, part, start: 0 };
-        places.push(values);
-        places.extend(stored.scales.map(scales));
+        let stored = dtype(&spec).stored(&spec.shape);
+        let name = spec.name.clone();
+        let scales = |part| Place {
+            name: format!("{name}{SCALE_SUFFIX}"),
+            content: Content::Scales(name.clone()),
+            part,
+            start: 0,
+        };
+        let scales = stored.scales.map(scales);
+        let content = Content::Values(spec);
+        places.push(Place { name, content, part: stored.values, start: 0 });
+        places.extend(scales);
     }
-    places.sort_by_key(|place| !place.part.n_bytes().is_multiple_of(ALIGNMENT));
+    for table in tables {
+        let part = Part::of_table(table);
+        let content = Content::Table(&table.bytes);
+        places.push(Place { name: table.name.to_owned(), content, part, start: 0 });
+    }
+    places.sort_by_key(|place| {
+        let order = match place.content {
+            Content::Table(_) if place.part.alignment() > 1 => 0,
+            Content::Values(_) | Content::Scales(_) => 1,
+            Content::Table(_) => 2,
+        };
+        (!place.part.n_bytes().is_multiple_of(ALIGNMENT), order)
+    });
     let mut start = 0;
     for place in &mut places {
         place.start = start;
@@ -144,15 +217,21 @@ fn places(specs: Vec<TensorSpec>, dtype: Dtype) -> Vec<Place> {
     places
 }
 
-fn metadata(
+/// The metadata of a file whose tensors have the element types that `dtype` gives them.
+pub(crate) fn metadata(
     config: &ModelConfig,
     tokenizer: &Tokenizer,
     extra: &[(String, String)],
-    dtype: Dtype,
+    dtype: &dyn Fn(&TensorSpec) -> Dtype,
 ) -> Result<Vec<(String, String)>> {
+    let in_blocks = tensor_specs(config).iter().map(dtype).find(|dtype| dtype.is_quantised());
+    let version = match tokenizer.tables()[..] {
+        [] => format_version(config, in_blocks.unwrap_or(Dtype::F32)),
+        _ => TABLES_VERSION,
+    };
     let mut metadata = vec![
         ("format".to_owned(), FORMAT.to_owned()),
-        ("format_version".to_owned(), format_version(config, dtype).to_owned()),
+        ("format_version".to_owned(), version.to_owned()),
     ];
     metadata.extend(config.to_metadata().into_iter().map(|(k, v)| (k.to_owned(), v)));
     metadata.push(("tokenizer".to_owned(), tokenizer.to_json()));
@@ -170,18 +249,17 @@ fn metadata(
 }
 
 /// The JSON header, padded with spaces so that the data behind it is aligned.
-fn header(metadata: &[(String, String)], places: &[Place]) -> String {
+fn header(metadata: &[(String, String)], places: &[Place<'_>]) -> String {
     // Written field by field, because the order of a JSON map would be the alphabet's.
     let quote = |s: &str| serde_json::Value::from(s).to_string();
     let mut fields = Vec::new();
     let pairs: Vec<String> =
         metadata.iter().map(|(k, v)| format!("{}:{}", quote(k), quote(v))).collect();
     fields.push(format!("\"__metadata__\":{{{}}}", pairs.join(",")));
-    for Place { spec, is_scale, part, start } in places {
-        let suffix = if *is_scale { SCALE_SUFFIX } else { "" };
+    for Place { name, part, start, .. } in places {
         fields.push(format!(
             "{}:{{\"dtype\":\"{}\",\"shape\":{:?},\"data_offsets\":[{start},{}]}}",
-            quote(&format!("{}{suffix}", spec.name)),
+            quote(name),
             part.dtype,
             part.shape,
             start + part.n_bytes()

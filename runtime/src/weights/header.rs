@@ -12,24 +12,29 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use super::memory::{Bytes, Place, Tensor};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
-use crate::format::{self, Dtype, Part, SCALE_SUFFIX, TensorSpec};
+use crate::format::{self, Dtype, Part, SCALE_SUFFIX, TABLES_VERSION, TensorSpec};
+use crate::tokenizer::tables::names;
+use crate::tokenizer::{Table, TableDtype};
 
 pub(super) fn damaged(what: &str, found: impl Into<String>, expected: String) -> Error {
     Error::Format { what: what.to_owned(), found: found.into(), expected }
 }
 
-/// Parses and checks the header; returns where the tensor data begins.
-pub(super) fn read_header(bytes: &[u8]) -> Result<(usize, Metadata)> {
-    const EXPECTED: &str = "a safetensors file as teeny-train writes";
+/// What [`read_header`] expects of a file of ours.
+pub(super) const EXPECTED: &str = "a safetensors file as teeny-train writes";
+
+/// Parses and checks the header of a safetensors file; returns where the tensor data begins. `expected`
+/// names the file in errors.
+pub(crate) fn read_header(bytes: &[u8], expected: &str) -> Result<(usize, Metadata)> {
     if bytes.get(8).is_some_and(|byte| *byte != b'{') {
         return Err(damaged(
             "header",
             format!("first byte {:#04x}", bytes[8]),
-            format!("'{{': {EXPECTED}"),
+            format!("'{{': {expected}"),
         ));
     }
     let (length, header) = SafeTensors::read_metadata(bytes).map_err(|e| {
-        damaged("header", format!("{} bytes, {e}", bytes.len()), EXPECTED.to_owned())
+        damaged("header", format!("{} bytes, {e}", bytes.len()), expected.to_owned())
     })?;
     // `read_metadata` has checked that 8 + length lies within the file and is UTF-8 JSON.
     let data_start = 8 + length;
@@ -112,12 +117,42 @@ pub(super) fn check_tensors(
         let tensor = Tensor::new(Arc::clone(bytes), Place { values, scales }, shape, dtype);
         tensors.insert(name, tensor);
     }
+    n_parts += infos.keys().filter(|name| is_table(name)).count();
     if n_parts < infos.len()
         && let Some((name, expected)) = infos.keys().find_map(|name| superfluous(name, &tensors))
     {
         return Err(damaged(name, "it", expected.to_owned()));
     }
     Ok(tensors)
+}
+
+/// The tables of the tokenizer; what may be in them and which must be there is for it to say.
+pub(super) fn tables<'a>(
+    bytes: &'a [u8],
+    data_start: usize,
+    header: &'a Metadata,
+) -> Result<Vec<Table<'a>>> {
+    let mut tables = Vec::new();
+    for name in names::ALL {
+        let Some(info) = header.info(name) else { continue };
+        // The list of element types is safetensors' own; we take three of them.
+        #[allow(clippy::wildcard_enum_match_arm)]
+        let dtype = match info.dtype {
+            FileDtype::U8 => TableDtype::U8,
+            FileDtype::U32 => TableDtype::U32,
+            FileDtype::F32 => TableDtype::F32,
+            other => return Err(damaged(name, other.to_string(), "U8, U32 or F32".to_owned())),
+        };
+        let (start, end) = info.data_offsets;
+        // As in `check_part`, these sums do not overflow.
+        let content = bytes.get(data_start + start..data_start + end).unwrap_or_default();
+        tables.push(Table { name, dtype, shape: info.shape.clone(), bytes: content.into() });
+    }
+    Ok(tables)
+}
+
+fn is_table(name: &str) -> bool {
+    names::ALL.contains(&name)
 }
 
 /// The element type of a tensor, by what the header says that its numbers are.
@@ -183,7 +218,7 @@ fn superfluous<'a>(
     name: &'a str,
     tensors: &BTreeMap<String, Tensor>,
 ) -> Option<(&'a str, &'static str)> {
-    if tensors.contains_key(name) {
+    if tensors.contains_key(name) || is_table(name) {
         return None;
     }
     match name.strip_suffix(SCALE_SUFFIX).and_then(|weight| tensors.get(weight)) {
@@ -193,8 +228,22 @@ fn superfluous<'a>(
     }
 }
 
-/// Programs that know only earlier versions would take blocks for something else.
-pub(super) fn check_version(version: &str, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+/// Programs that know only earlier versions would take blocks for something else, and a tokenizer with
+/// tables for none.
+pub(super) fn check_version(
+    version: &str,
+    tensors: &BTreeMap<String, Tensor>,
+    tables: &[Table<'_>],
+) -> Result<()> {
+    if let Some(table) = tables.first()
+        && version < TABLES_VERSION
+    {
+        return Err(damaged(
+            "metadata key format_version",
+            format!("{version:?}"),
+            format!("{TABLES_VERSION:?} with {}", table.name),
+        ));
+    }
     let quantised = tensors.iter().find(|(_, tensor)| tensor.dtype().is_quantised());
     match quantised {
         Some((name, tensor)) if version < "3" => Err(damaged(

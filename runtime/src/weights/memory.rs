@@ -35,7 +35,7 @@ pub struct Tensor {
 
 /// Where a tensor lies in the bytes.
 #[derive(Clone, Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     pub values: Range<usize>,
     /// Empty for what has no scales.
     pub scales: Range<usize>,
@@ -58,7 +58,7 @@ pub enum TensorData<'a> {
 
 impl Tensor {
     /// The caller has checked that the place lies within `bytes` and is as large as the shape makes it.
-    pub(super) fn new(bytes: Arc<Bytes>, place: Place, shape: Vec<usize>, dtype: Dtype) -> Tensor {
+    pub(crate) fn new(bytes: Arc<Bytes>, place: Place, shape: Vec<usize>, dtype: Dtype) -> Tensor {
         let len = shape.iter().product();
         Tensor { bytes, place, len, shape, dtype }
     }
@@ -187,7 +187,7 @@ impl fmt::Debug for Tensor {
 }
 
 /// The bytes of a whole file, or of tensors that were converted.
-pub(super) enum Bytes {
+pub(crate) enum Bytes {
     Mapped(Mmap),
     Owned(AlignedBytes),
     /// Somebody else's.
@@ -196,13 +196,13 @@ pub(super) enum Bytes {
 
 impl Bytes {
     /// Maps a file.
-    pub(super) fn map(file: &File) -> std::io::Result<Bytes> {
+    pub(crate) fn map(file: &File) -> std::io::Result<Bytes> {
         // SAFETY: the mapping is private and read-only; its hazard, another process shortening the
         // file, is documented at `Weights::map`, and `Weights::read` is the way without it.
         Ok(Bytes::Mapped(unsafe { Mmap::map(file) }?))
     }
 
-    pub(super) fn get(&self) -> &[u8] {
+    pub(crate) fn get(&self) -> &[u8] {
         match self {
             Bytes::Mapped(map) => map,
             Bytes::Owned(bytes) => bytes.get(),
@@ -218,7 +218,7 @@ impl fmt::Debug for Bytes {
 }
 
 /// Bytes that begin at a multiple of 64, as a mapped file does, and grow within what was reserved.
-pub(super) struct AlignedBytes {
+pub(crate) struct AlignedBytes {
     lines: Vec<CacheLine>,
     len: usize,
 }
@@ -229,7 +229,7 @@ struct CacheLine([u8; 64]);
 
 impl AlignedBytes {
     /// Reserves memory for `capacity` bytes and touches none of it.
-    pub(super) fn new(capacity: usize) -> Result<AlignedBytes> {
+    pub(crate) fn new(capacity: usize) -> Result<AlignedBytes> {
         let mut lines = Vec::new();
         reserve(&mut lines, capacity.div_ceil(64), "the model")?;
         Ok(AlignedBytes { lines, len: 0 })
@@ -237,7 +237,7 @@ impl AlignedBytes {
 
     /// Adds `n` zeros at the next multiple of 64. The caller stays within the capacity, counting
     /// whole multiples.
-    pub(super) fn grow(&mut self, n: usize) -> &mut [u8] {
+    pub(crate) fn grow(&mut self, n: usize) -> &mut [u8] {
         let start = 64 * self.lines.len();
         self.lines.resize(self.lines.len() + n.div_ceil(64), CacheLine([0; 64]));
         self.len = start + n;

@@ -28,7 +28,12 @@ use crate::format::{
 };
 use crate::tokenizer::Tokenizer;
 use header::damaged;
+#[cfg(feature = "import")]
+pub(crate) use header::read_header;
+#[cfg(not(feature = "import"))]
 use memory::{AlignedBytes, Bytes, Place};
+#[cfg(feature = "import")]
+pub(crate) use memory::{AlignedBytes, Bytes, Place};
 pub use memory::{Owner, Tensor, TensorData};
 
 /// Bytes that are read or copied, or elements that are converted, between two reports of progress.
@@ -185,7 +190,8 @@ impl Weights {
         };
         let extra = self.metadata().iter().filter(|(key, _)| !is_own(key));
         let extra: Vec<_> = extra.map(|(key, value)| (key.clone(), value.clone())).collect();
-        write_tensors(path, config, self.tokenizer(), &extra, dtype, &mut |spec, dtype| {
+        let dtype = |spec: &TensorSpec| dtype.of(spec);
+        write_tensors(path, config, self.tokenizer(), &extra, &dtype, &mut |spec, dtype| {
             let Some(tensor) = self.0.tensors.get(&spec.name) else {
                 return Err(damaged(&spec.name, "nothing", "a tensor of this name".to_owned()));
             };
@@ -195,6 +201,23 @@ impl Weights {
             }
             Encoded::new(&tensor.to_f32()?, spec, dtype)
         })
+    }
+
+    /// A model whose tensors an importer has made: all that the configuration calls for, each with its
+    /// shape, and the metadata that a file of them has.
+    #[cfg(feature = "import")]
+    pub(crate) fn from_tensors(
+        (config, tokenizer): (ModelConfig, Tokenizer),
+        metadata: Vec<(String, String)>,
+        tensors: BTreeMap<String, Tensor>,
+        max_seq_len: Option<usize>,
+    ) -> Result<Weights> {
+        let metadata = metadata.into_iter().collect();
+        let fingerprint = OnceLock::new();
+        let options = LoadOptions { max_seq_len, ..LoadOptions::default() };
+        let mut progress = never_stop;
+        let steps = Steps::new(&options, false, &mut progress)?;
+        Contents { config, tokenizer, metadata, tensors, fingerprint }.adapt(&options, steps)
     }
 
     /// Shape and kind of the model.
@@ -265,17 +288,18 @@ impl fmt::Debug for Weights {
 
 impl Contents {
     fn new(bytes: &Arc<Bytes>) -> Result<Contents> {
-        let (data_start, header) = header::read_header(bytes.get())?;
+        let (data_start, header) = header::read_header(bytes.get(), header::EXPECTED)?;
         let metadata: BTreeMap<_, _> =
             header.metadata().clone().unwrap_or_default().into_iter().collect();
         let config = format::config_from_metadata(&metadata)?;
         let tensors = header::check_tensors(bytes, data_start, &header, &config)?;
         let version = metadata.get("format_version").map_or("", String::as_str);
-        header::check_version(version, &tensors)?;
+        let tables = header::tables(bytes.get(), data_start, &header)?;
+        header::check_version(version, &tensors, &tables)?;
         let tokenizer = metadata.get("tokenizer").ok_or_else(|| {
             damaged("metadata key tokenizer", "nothing", "the vocabulary as JSON".to_owned())
         })?;
-        let tokenizer = Tokenizer::from_json(tokenizer)?;
+        let tokenizer = Tokenizer::from_json_and_tables(tokenizer, &tables)?;
         if tokenizer.vocab_size() != config.vocab_size {
             return Err(damaged(
                 "tokenizer",
@@ -328,6 +352,10 @@ impl Contents {
             if tensor.dtype().is_quantised() {
                 add(&mut hash, tensor.scale_bytes());
             }
+        }
+        for table in self.tokenizer.tables() {
+            add(&mut hash, table.name.as_bytes());
+            add(&mut hash, &table.bytes);
         }
         hash.digest128()
     }

@@ -1,0 +1,144 @@
+//! Text to what pieces are made of: rules applied, spaces dropped or written as U+2581.
+
+use super::charsmap::Charsmap;
+use super::pieces::Finder;
+use super::sentencepiece::Metaspace;
+use crate::alloc::grow;
+use crate::error::Result;
+
+/// How pieces write a space.
+pub(super) const META: &[u8] = "\u{2581}".as_bytes();
+const REPLACEMENT: &[u8] = "\u{fffd}".as_bytes();
+
+/// The normaliser of a SentencePiece model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Normalizer {
+    pub add_dummy_prefix: bool,
+    pub remove_extra_whitespaces: bool,
+    pub escape_whitespaces: bool,
+    pub treat_whitespace_as_suffix: bool,
+    pub charsmap: Charsmap,
+    /// Pieces that are left as they are.
+    pub user_defined: Finder,
+}
+
+impl Normalizer {
+    /// As `sentencepiece` does: adds the normal form of a text to `out`. What is no UTF-8 becomes
+    /// U+FFFD, byte by byte.
+    pub fn normalize(&self, mut text: &[u8], out: &mut Vec<u8>) -> Result<()> {
+        let remove = self.remove_extra_whitespaces;
+        while remove && !text.is_empty() {
+            match self.prefix(text) {
+                (b" ", len) => text = &text[len..],
+                _ => break,
+            }
+        }
+        if text.is_empty() {
+            return Ok(());
+        }
+        let start = out.len();
+        // More with many spaces, which take three bytes.
+        grow(out, text.len() + text.len() / 4 + META.len(), "a text in its normal form")?;
+        if self.add_dummy_prefix && !self.treat_whitespace_as_suffix {
+            self.push(b" ", out)?;
+        }
+        let mut after_space = remove;
+        while !text.is_empty() {
+            let (mut form, len) = self.prefix(text);
+            text = &text[len..];
+            while after_space && form.first() == Some(&b' ') {
+                form = &form[1..];
+            }
+            if !form.is_empty() {
+                self.push(form, out)?;
+                after_space = remove && form.ends_with(b" ");
+            }
+        }
+        let space = if self.escape_whitespaces { META } else { b" " };
+        while remove && out[start..].ends_with(space) {
+            out.truncate(out.len() - space.len());
+        }
+        if self.add_dummy_prefix && self.treat_whitespace_as_suffix {
+            self.push(b" ", out)?;
+        }
+        Ok(())
+    }
+
+    /// The form of the beginning of a text, which is not empty, and how much of the text it stands
+    /// for.
+    #[inline]
+    fn prefix<'a>(&'a self, text: &'a [u8]) -> (&'a [u8], usize) {
+        if let Some((_, len)) = self.user_defined.longest(text) {
+            return (&text[..len], len);
+        }
+        if let Some((len, form)) = self.charsmap.longest(text) {
+            return (form, len);
+        }
+        match super::classes::char_at(text, 0) {
+            Some(c) => (&text[..c.len_utf8()], c.len_utf8()),
+            None => (REPLACEMENT, 1),
+        }
+    }
+
+    #[inline]
+    fn push(&self, form: &[u8], out: &mut Vec<u8>) -> Result<()> {
+        grow(out, META.len() * form.len(), "a text in its normal form")?;
+        if self.escape_whitespaces {
+            for byte in form {
+                match byte {
+                    b' ' => out.extend_from_slice(META),
+                    byte => out.push(*byte),
+                }
+            }
+        } else {
+            out.extend_from_slice(form);
+        }
+        Ok(())
+    }
+
+    /// As `tokenizers` does with the normalisers and pre-tokenisers that SentencePiece's become.
+    /// `first`: whether the text is the beginning of the whole.
+    pub fn metaspace(
+        &self,
+        text: &[u8],
+        first: bool,
+        how: &Metaspace,
+        out: &mut Vec<u8>,
+    ) -> Result<()> {
+        let mut forms = Vec::new();
+        let mut rest = text;
+        while !rest.is_empty() {
+            let (form, len) = self.prefix(rest);
+            grow(&mut forms, form.len(), "a text in its normal form")?;
+            forms.extend_from_slice(form);
+            rest = &rest[len..];
+        }
+        let mut text = forms.as_slice();
+        let (left, right) = how.strip;
+        while left && let Some(c) = super::classes::char_at(text, 0).filter(|c| c.is_whitespace()) {
+            text = &text[c.len_utf8()..];
+        }
+        while right
+            && let Some(c) =
+                super::classes::char_before(text, text.len()).filter(|c| c.is_whitespace())
+        {
+            text = &text[..text.len() - c.len_utf8()];
+        }
+        if text.is_empty() {
+            return Ok(());
+        }
+        let begins = text[0] == b' ' || text.starts_with(META);
+        if self.add_dummy_prefix && (first || !how.first_only) && !(how.unless_space && begins) {
+            self.push(b" ", out)?;
+        }
+        let mut after_space = false;
+        for byte in text.chunks(1) {
+            let is_space = byte == b" ";
+            if !(how.collapse && is_space && after_space) {
+                self.push(byte, out)?;
+            }
+            after_space = is_space;
+        }
+        Ok(())
+    }
+}

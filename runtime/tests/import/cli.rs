@@ -1,0 +1,112 @@
+//! `teeny-convert` and `teeny-run` on models of other programs, by running them.
+
+use std::path::Path;
+use std::process::Command;
+
+use teeny_runtime::{Dtype, Weights};
+
+use super::{folders, models, text};
+
+/// Exit code, standard output and standard error.
+fn run(program: &str, args: &[&str]) -> (Option<i32>, String, String) {
+    let output = Command::new(program).args(args).output().expect("the program starts");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+fn convert(args: &[&str]) -> (Option<i32>, String) {
+    let (code, out, errors) = run(env!("CARGO_BIN_EXE_teeny-convert"), args);
+    assert!(out.is_empty() && !errors.contains("panicked"), "{args:?}: {out} {errors}");
+    (code, errors)
+}
+
+fn folder(name: &str) -> std::path::PathBuf {
+    folders(name).into_iter().find(|path| path.ends_with(name)).expect("it was made")
+}
+
+#[test]
+fn converting_says_what_it_did() {
+    let Some(root) = models() else { return };
+    let output = root.join("cli.safetensors");
+    let hf = folder("llama-bf16-biases");
+    let (code, message) = convert(&[text(&hf), "-o", text(&output)]);
+    assert_eq!(code, Some(0), "{message}");
+    assert!(message.contains("(Hugging Face) -> "), "{message}");
+    assert!(message.contains("(bf16, "), "{message}");
+    assert!(message.contains("2 layers, 4 heads, width 32, context 64, 65 tokens"), "{message}");
+    for dtype in Dtype::ALL {
+        let (code, message) = convert(&[text(&hf), "-o", text(&output), "-d", dtype.name()]);
+        assert_eq!(code, Some(0), "{message}");
+        let weights = Weights::map(&output).expect("a file of ours");
+        assert_eq!(weights.dtype(), Some(*dtype));
+        assert_eq!(weights.metadata()["converted_from"], "Hugging Face");
+    }
+    let back = root.join("cli-hf");
+    let (code, message) = convert(&[text(&output), "--to", "hf", "-o", text(&back)]);
+    assert_eq!(code, Some(0), "{message}");
+    assert!(back.join("tokenizer_config.json").exists());
+    let nanogpt = folder("nanogpt-no-bias");
+    let (ckpt, meta) = (nanogpt.join("ckpt.safetensors"), nanogpt.join("meta.json"));
+    let args = [text(&ckpt), "-o", text(&output), "--n-head", "4", "--tokenizer", text(&meta)];
+    assert_eq!(convert(&args).0, Some(0));
+    let teenygpt = folder("teenygpt-alibi");
+    let (model, ini) = (teenygpt.join("model.safetensors"), teenygpt.join("config.ini"));
+    let args = [text(&model), "-o", text(&output), "--config", text(&ini)];
+    assert_eq!(convert(&args).0, Some(0));
+}
+
+#[test]
+fn wrong_calls_say_what_is_wrong() {
+    let Some(root) = models() else { return };
+    let output = root.join("cli-wrong.safetensors");
+    let (nanogpt, teenygpt) = (folder("nanogpt-no-bias"), folder("teenygpt-alibi"));
+    let llama = folder("llama-plain");
+    let garbage = root.join("garbage.bin");
+    std::fs::write(&garbage, [0xFF; 40]).expect("a folder that can be written");
+    let (ckpt, meta) = (nanogpt.join("ckpt.safetensors"), nanogpt.join("meta.json"));
+    let model = teenygpt.join("model.safetensors");
+    let single = llama.join("model.safetensors");
+    for (args, expected) in [
+        (
+            vec![text(&ckpt), "--tokenizer", text(&meta)],
+            "n_head: found nothing, expected a divisor of n_embd = 32, by --n-head",
+        ),
+        (
+            vec![text(&ckpt), "--tokenizer", text(&meta), "--n-head", "5"],
+            "n_head: found 5, expected a divisor of n_embd = 32",
+        ),
+        (vec![text(&ckpt), "--n-head", "4"], "tokenizer: found nothing, expected --tokenizer"),
+        (vec![text(&model)], "config: found nothing, expected --config with the config.ini"),
+        (vec![text(&single)], "expected that folder, which has config.json"),
+        (vec![text(&garbage)], "expected a safetensors, GGUF or llama2.c file, or a folder"),
+        (
+            vec![text(&llama), "--to", "hf"],
+            "--to hf: found a model of Hugging Face, expected one of",
+        ),
+        (vec![text(root)], "a folder without config.json"),
+    ] {
+        let (code, message) = convert(&[&args[..], &["-o", text(&output)]].concat());
+        assert_eq!(code, Some(2), "{args:?}: {message}");
+        assert!(message.contains(expected), "{args:?}: {message}");
+        assert!(!output.exists());
+    }
+}
+
+/// A folder and a GGUF file run at once, with the text that their file of ours gives.
+#[test]
+fn models_of_others_run_without_being_written() {
+    let Some(root) = models() else { return };
+    let program = env!("CARGO_BIN_EXE_teeny-run");
+    for model in [folder("llama-plain"), folder("gguf-plain").join("model.gguf")] {
+        let output = root.join("cli-run.safetensors");
+        assert_eq!(convert(&[text(&model), "-o", text(&output)]).0, Some(0));
+        let continued = |model: &Path| {
+            let args = ["-m", text(model), "-p", "HELLO", "-n", "20", "-s", "1"];
+            let (code, out, errors) = run(program, &args);
+            assert_eq!(code, Some(0), "{errors}");
+            assert!(out.starts_with("HELLO") && out.len() > 10, "{out}");
+            out
+        };
+        assert_eq!(continued(&model), continued(&output));
+    }
+}
