@@ -303,6 +303,10 @@ enum teeny_end_reason
      * The call failed.
      */
     TEENY_END_FAILED = 5,
+    /**
+     * The model drew a token that ends a text.
+     */
+    TEENY_END_TOKEN = 6,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -587,9 +591,10 @@ typedef struct teeny_generate_options {
      */
     uint32_t raw_bytes;
     /**
-     * 0.
+     * 1 goes on behind a token that ends a text; 0 ends there, with TEENY_END_TOKEN. Models of characters
+     * have no such token. Default 0.
      */
-    uint32_t reserved;
+    uint32_t ignore_end;
 } teeny_generate_options;
 
 /**
@@ -789,7 +794,8 @@ teeny_status teeny_model_metadata_get(const struct teeny_model *model,
  *
  * `tokens` has room for `capacity` of them, and `*len` becomes their number: with `capacity` 0
  * nothing else happens (`tokens` may be NULL), so a first call can ask how much room a second one
- * needs. A character makes one token at most. With too little room the call fails with
+ * needs. A byte makes one token at most; the token that begins
+ * a text is not among them. With too little room the call fails with
  * TEENY_BUFFER_TOO_SMALL, `*len` says how many there are, and `tokens` is as before.
  *
  * Fails with TEENY_TOKENIZER for a character that the model does not know.

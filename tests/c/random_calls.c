@@ -200,7 +200,7 @@ static teeny_generate_options some_generate_options(const teeny_text *stop) {
         o.n_stop = 2;
     }
     o.raw_bytes = chance(90) ? chance(20) : 7;
-    o.reserved = chance(98) ? 0 : 1;
+    o.ignore_end = chance(90) ? chance(20) : 7;
     return o;
 }
 
