@@ -29,6 +29,7 @@ from sentencepiece import sentencepiece_model_pb2
 from torch import nn
 from torch.nn import functional as F
 
+torch.set_num_threads(1)  # models are tiny
 CHARS = "\n" + "".join(chr(c) for c in range(32, 96))
 V = len(CHARS)
 N_GREEDY = 24
