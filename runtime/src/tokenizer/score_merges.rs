@@ -171,7 +171,7 @@ impl ScoreMerges {
         &self,
         pieces: &Pieces,
         text: &[u8],
-        symbols: &mut Vec<Symbol>,
+        symbols: &mut [Symbol],
         piece: &mut dyn FnMut(u32, &[u8]) -> Result<()>,
     ) -> Result<()> {
         let order = |left: Symbol, right: Symbol| {
