@@ -214,6 +214,31 @@ def with_unused(model):
     return new + old[at:]
 
 
+def charsmap(model):
+    """The compiled rules in the file of a model."""
+
+    def number(data, at):
+        value = shift = 0
+        while True:
+            value |= (data[at] & 0x7F) << shift
+            at, shift = at + 1, shift + 7
+            if data[at - 1] < 0x80:
+                return value, at
+
+    def fields(data):
+        at = 0
+        while at < len(data):
+            key, at = number(data, at)
+            assert key & 7 in (0, 2, 5)
+            size, at = (4, at) if key & 7 == 5 else number(data, at)
+            size = 0 if key & 7 == 0 else size
+            yield key >> 3, data[at : at + size]
+            at += size
+
+    normalizer = next(data for n, data in fields(model.serialized_model_proto()) if n == 3)
+    return next(data for n, data in fields(normalizer) if n == 2)
+
+
 def cases(model, prefix, all_texts):
     ids = model.encode(all_texts, num_threads=1)
     made = [(text, ids, model.decode(ids)) for text, ids in zip(all_texts, ids)]
@@ -321,6 +346,15 @@ def tokenizers(corpus, folder):
             True,
         ),
     }
+    model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "unigram-bytes.model"))
+    rules = normalizers.Precompiled(charsmap(model))
+    made["t5-rules"] = unigram(
+        str(folder / "unigram-bytes.model"),
+        normalizers.Sequence([rules, collapse]),
+        always,
+        decoders.Metaspace(),
+        False,
+    )
     all_texts = texts(corpus)
     for name, tokenizer in made.items():
         path = folder / f"{name}.json"

@@ -1,6 +1,8 @@
 //! Tokenizers in model files: what is written is what is read, and damaged or hostile files and parts
 //! are refused without a panic.
 
+use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use proptest::prelude::*;
@@ -10,7 +12,10 @@ use teeny_runtime::tokenizer::{
     AddedToken, Bpe, BpeParts, Pattern, PieceKind, PieceModel, SentencePiece, SentencePieceParts,
     Specials, Tokenizer,
 };
-use teeny_runtime::{Dtype, Ffn, ModelConfig, Norm, PositionalEncoding, Weights};
+use teeny_runtime::{
+    Cpu, Dtype, Ffn, GenerateOptions, Model, ModelConfig, Norm, Overflow, PositionalEncoding,
+    Sampler, SamplerOptions, Session, Weights, generate,
+};
 
 /// Bytes, a few words, marks.
 fn bpe(pattern: Pattern, ignore_merges: bool) -> Tokenizer {
@@ -144,6 +149,40 @@ fn a_continued_text_keeps_its_space() {
     }
 }
 
+/// The model always draws the same piece, so the text is known.
+#[test]
+fn generated_text_begins_as_decoded_text_does() {
+    let tokenizer = sentencepiece(PieceModel::Bpe);
+    let drawn = tokenizer.encode("a").expect("any text")[0];
+    let file = File::with_values(&tokenizer, Dtype::F32, &mut |spec| {
+        let mut values = vec![0.5; spec.len()];
+        if spec.name == "lm_head.bias" {
+            values[drawn as usize] = 9.0;
+        }
+        values
+    });
+    let weights = Weights::map(&file.0).expect("a file of our own");
+    let model = Arc::new(Model::load(Cpu::new(), &weights).expect("enough memory"));
+    let generated = |prompt: &[u32]| {
+        let mut session = Session::new(&model, Overflow::Slide).expect("enough memory");
+        let greedy = SamplerOptions { temperature: 0.0, ..SamplerOptions::default() };
+        let mut sampler = Sampler::new(greedy).expect("valid");
+        let options = GenerateOptions { max_tokens: 3, ..GenerateOptions::default() };
+        let mut text = String::new();
+        generate(&mut session, &mut sampler, prompt, &options, &mut |piece| {
+            text.push_str(piece);
+            ControlFlow::Continue(())
+        })
+        .expect("it generates");
+        text
+    };
+    let bos = tokenizer.encode_prompt("").expect("nothing");
+    assert_eq!(generated(&bos), "a a a");
+    assert_eq!(tokenizer.decode(&[1, drawn, drawn, drawn]).expect("its own"), b"a a a");
+    let prompt = tokenizer.encode_prompt("b").expect("any text");
+    assert_eq!(generated(&prompt), " a a a");
+}
+
 // ---- files --------------------------------------------------------------------------------------
 
 fn config(vocab_size: usize) -> ModelConfig {
@@ -178,14 +217,21 @@ struct File(std::path::PathBuf);
 
 impl File {
     fn new(tokenizer: &Tokenizer, dtype: Dtype) -> File {
+        File::with_values(tokenizer, dtype, &mut |spec| vec![0.5; spec.len()])
+    }
+
+    fn with_values(
+        tokenizer: &Tokenizer,
+        dtype: Dtype,
+        values: &mut dyn FnMut(&format::TensorSpec) -> Vec<f32>,
+    ) -> File {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let folder = std::env::temp_dir();
         let name = format!("teeny-tokenizer-{}-{count}.safetensors", std::process::id());
         let file = File(folder.join(name));
         let config = config(tokenizer.vocab_size());
-        write_model(&file.0, &config, tokenizer, &[], dtype, &mut |spec| vec![0.5; spec.len()])
-            .expect("a valid model");
+        write_model(&file.0, &config, tokenizer, &[], dtype, values).expect("a valid model");
         file
     }
 }

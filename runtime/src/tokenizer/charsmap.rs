@@ -43,6 +43,11 @@ impl Charsmap {
         Ok(map)
     }
 
+    /// Whether there are no rules.
+    pub fn is_empty(&self) -> bool {
+        self.units.is_empty()
+    }
+
     /// What [`Charsmap::new`] has read.
     pub fn to_bytes(&self) -> Vec<u8> {
         if self.units.is_empty() && self.strings.is_empty() {

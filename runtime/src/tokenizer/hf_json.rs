@@ -7,7 +7,10 @@
 //! | `metaspace.rs` | what SentencePiece models are converted to: Llama 2, T5 |
 //!
 //! What is read works as the library does; what cannot be is refused by name. Padding and truncation,
-//! which are about batches, are left out.
+//! which are about batches, are left out. In two things SentencePiece is followed, not its conversion: the
+//! compiled rules of a `Precompiled` normaliser apply wherever they fit, not only to a letter with all its
+//! marks, and special pieces are never found in plain text. Scores are rounded to single precision, which
+//! those of SentencePiece have.
 
 mod byte_level;
 mod metaspace;

@@ -272,3 +272,42 @@ impl Chain {
         std::iter::successors(first, |at| (self.behind[*at] as usize).checked_sub(1))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Merging in a heap gives what looking at all pairs gives.
+    #[test]
+    fn long_and_short_words_merge_alike() {
+        // Letters a to d, and pairs of whatever is there already.
+        let mut tokens: Vec<Vec<u8>> = b"abcd".iter().map(|byte| vec![*byte]).collect();
+        let mut list: Vec<[u32; 3]> = Vec::new();
+        let mut state = 1u32;
+        let mut below = |n: usize| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 16) % n as u32
+        };
+        while list.len() < 60 {
+            let (left, right) = (below(tokens.len()), below(tokens.len()));
+            let both = [&tokens[left as usize][..], &tokens[right as usize][..]].concat();
+            if both.len() < 8 && !tokens.contains(&both) {
+                list.push([left, right, tokens.len() as u32]);
+                tokens.push(both);
+            }
+        }
+        let pieces = Pieces::new(tokens.iter().map(Vec::as_slice)).expect("few tokens");
+        let merges = Merges::new(list, &pieces).expect("valid merges");
+        for n in 0..500 {
+            let word: Vec<u32> = (0..n % (SMALL + 1)).map(|_| below(4)).collect();
+            let (mut small, mut large) = (word.clone(), word.clone());
+            if word.len() > 1 {
+                let left = merges.merge_small(&mut small);
+                small.truncate(left);
+                let left = merges.merge_large(&mut large).expect("enough memory");
+                large.truncate(left);
+            }
+            assert_eq!(small, large, "{word:?}");
+        }
+    }
+}

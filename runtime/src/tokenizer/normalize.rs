@@ -44,6 +44,14 @@ impl Normalizer {
         }
         let mut after_space = remove;
         while !text.is_empty() {
+            let plain = self.plain_len(text);
+            if plain > 0 {
+                grow(out, plain, "a text in its normal form")?;
+                out.extend_from_slice(&text[..plain]);
+                text = &text[plain..];
+                after_space = false;
+                continue;
+            }
             let (mut form, len) = self.prefix(text);
             text = &text[len..];
             while after_space && form.first() == Some(&b' ') {
@@ -62,6 +70,16 @@ impl Normalizer {
             self.push(b" ", out)?;
         }
         Ok(())
+    }
+
+    /// How much of the beginning of a text is surely its own form: printable ASCII where no rules are.
+    #[inline]
+    fn plain_len(&self, text: &[u8]) -> usize {
+        if !self.charsmap.is_empty() {
+            return 0;
+        }
+        let is_plain = |byte: &u8| byte.is_ascii_graphic() && !self.user_defined.may_begin(*byte);
+        text.iter().take_while(|byte| is_plain(byte)).count()
     }
 
     /// The form of the beginning of a text, which is not empty, and how much of the text it stands

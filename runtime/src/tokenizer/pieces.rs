@@ -242,6 +242,12 @@ impl Finder {
         Ok((Finder { pieces, index, longest }, twice))
     }
 
+    /// Whether a piece begins with this byte.
+    #[inline]
+    pub fn may_begin(&self, byte: u8) -> bool {
+        self.longest.get(usize::from(byte)).is_some_and(|longest| *longest > 0)
+    }
+
     /// Index and length of the piece.
     #[inline]
     pub fn longest(&self, text: &[u8]) -> Option<(u32, usize)> {

@@ -10,6 +10,11 @@ use super::unigram::char_len;
 use crate::alloc::{grow, reserve};
 use crate::error::{Error, Result};
 
+/// Words of up to so many symbols are merged on the stack.
+const SMALL: usize = 32;
+/// The order of what is not merged.
+const NONE: u32 = u32::MAX;
+
 /// The search for what to merge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ScoreMerges {
@@ -121,6 +126,9 @@ impl ScoreMerges {
             symbols.push(Symbol { start: start as u32, len: len as u32, is_frozen });
             start += len;
         }
+        if symbols.len() <= SMALL && self.unused.is_empty() {
+            return self.split_small(pieces, text, symbols, piece);
+        }
         chain.begin(symbols.len(), |at| symbols[at].len)?;
         let mut look = |chain: &Chain, left: usize, right: usize| {
             if symbols[left].is_frozen || symbols[right].is_frozen {
@@ -154,6 +162,59 @@ impl ScoreMerges {
             let start = symbols[at].start as usize;
             let symbol = &text[start..start + chain.len_of(at) as usize];
             self.resolve(pieces, symbol, parts, piece)?;
+        }
+        Ok(())
+    }
+
+    /// As [`ScoreMerges::split_word`], looking at all pairs for each merge.
+    fn split_small(
+        &self,
+        pieces: &Pieces,
+        text: &[u8],
+        symbols: &mut [Symbol],
+        piece: &mut dyn FnMut(u32, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let order = |left: Symbol, right: Symbol| {
+            let both = &text[left.start as usize..][..(left.len + right.len) as usize];
+            let id = if left.is_frozen || right.is_frozen {
+                None
+            } else {
+                self.index.get(pieces, Hash::of(both), both)
+            };
+            id.map_or(NONE, |id| self.order[id as usize])
+        };
+        // Of each symbol with the one behind it.
+        let mut orders = [NONE; SMALL];
+        for (at, pair) in orders.iter_mut().zip(symbols.windows(2)) {
+            *at = order(pair[0], pair[1]);
+        }
+        let mut len = symbols.len();
+        while len > 1 {
+            let (mut at, mut lowest) = (0, NONE);
+            for (index, order) in orders[..len - 1].iter().enumerate() {
+                if *order < lowest {
+                    (at, lowest) = (index, *order);
+                }
+            }
+            if lowest == NONE {
+                break;
+            }
+            symbols[at].len += symbols[at + 1].len;
+            symbols.copy_within(at + 2..len, at + 1);
+            orders.copy_within(at + 1..len, at);
+            len -= 1;
+            orders[len - 1] = NONE;
+            if at + 1 < len {
+                orders[at] = order(symbols[at], symbols[at + 1]);
+            }
+            if at > 0 {
+                orders[at - 1] = order(symbols[at - 1], symbols[at]);
+            }
+        }
+        for symbol in &symbols[..len] {
+            let symbol = &text[symbol.start as usize..][..symbol.len as usize];
+            let id = self.index.get(pieces, Hash::of(symbol), symbol);
+            piece(id.unwrap_or(self.unknown), symbol)?;
         }
         Ok(())
     }

@@ -81,7 +81,7 @@ impl SentencePiece {
     /// Checks the parts and makes the tables of the search.
     ///
     /// # Errors
-    /// [`Error::Format`] naming the piece, merge or rule that cannot be, or no memory.
+    /// [`Error::Format`](crate::Error::Format) naming the piece, merge or rule that cannot be, or no memory.
     pub fn new(parts: SentencePieceParts) -> Result<SentencePiece> {
         let pieces = Pieces::new(parts.pieces.iter().map(|(piece, ..)| piece.as_slice()))?;
         let mut merges = Vec::new();
@@ -185,7 +185,7 @@ impl SentencePiece {
     /// The same pieces with other ids that begin and end a text.
     ///
     /// # Errors
-    /// [`Error::Format`] for an id outside the vocabulary, or `add_bos` without `bos`.
+    /// [`Error::Format`](crate::Error::Format) for an id outside the vocabulary, or `add_bos` without `bos`.
     pub fn with_specials(&self, specials: Specials) -> Result<SentencePiece> {
         specials.check(self.vocab_size())?;
         Ok(SentencePiece { contents: Arc::clone(&self.contents), specials })
@@ -256,7 +256,7 @@ impl SentencePiece {
     /// in them.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] for a text of 4 GiB, or no memory.
+    /// [`Error::Tokenizer`](crate::Error::Tokenizer) for a text of 4 GiB, or no memory.
     pub fn encode_bytes(&self, text: &[u8], special: bool) -> Result<Vec<u32>> {
         let this = &*self.contents;
         let mut tokens = Vec::new();

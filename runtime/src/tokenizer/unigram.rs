@@ -9,10 +9,10 @@ use crate::error::{Error, Result};
 const UNKNOWN_PENALTY: f32 = 10.0;
 /// Sums of single precision are made small again beyond this, as `sentencepiece` 0.2.3 does.
 const MOST_SCORE: f64 = 100_000.0;
-/// Bytes whose hash says how long the pieces are that begin with them.
-const HEAD: usize = 4;
-/// Sizes of that table.
-const HEADS: usize = 1 << 14;
+/// Numbers of bytes whose hash says how long the pieces are that begin with them.
+const HEADS: [usize; 2] = [4, 8];
+/// Slots for each of these.
+const HEAD_SLOTS: usize = 1 << 14;
 
 /// The search for the best split.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,7 +22,7 @@ pub(super) struct Unigram {
     scores: Vec<f64>,
     unknown_score: f64,
     unknown: u32,
-    /// Longest piece with a head of this hash: (HEADS)
+    /// Longest piece with a head of this hash, for each kind of head: (2 * HEAD_SLOTS)
     longest: Vec<u16>,
     /// Whether sums are of single precision, as `sentencepiece` has them.
     is_single: bool,
@@ -73,8 +73,8 @@ impl Unigram {
         let mut all = Vec::new();
         reserve(&mut all, scores.len(), "scores of pieces")?;
         let mut longest = Vec::new();
-        reserve(&mut longest, HEADS, "lengths of pieces")?;
-        longest.resize(HEADS, 0);
+        reserve(&mut longest, HEADS.len() * HEAD_SLOTS, "lengths of pieces")?;
+        longest.resize(HEADS.len() * HEAD_SLOTS, 0);
         for (id, piece) in pieces.iter() {
             let score = scores.get(id as usize).copied().unwrap_or(0.0);
             all.push(if is(&id, PieceKind::UserDefined) {
@@ -82,9 +82,14 @@ impl Unigram {
             } else {
                 f64::from(score)
             });
-            if let (Some(head), true) = (piece.get(..HEAD), used(&id)) {
-                let longest = &mut longest[head_slot(Hash::of(head))];
-                *longest = (piece.len() as u16).max(*longest);
+            if !used(&id) {
+                continue;
+            }
+            for (kind, len) in HEADS.iter().enumerate() {
+                if let Some(head) = piece.get(..*len) {
+                    let longest = &mut longest[head_slot(kind, Hash::of(head))];
+                    *longest = (piece.len() as u16).max(*longest);
+                }
             }
         }
         Ok(Unigram {
@@ -126,17 +131,21 @@ impl Unigram {
             }
             let score = nodes[start].score;
             let mut is_covered = false;
-            let mut most = HEAD - 1;
+            let mut most = HEADS[0] - 1;
             let mut hash = Hash::START;
             let rest = &text[start..];
             for (at, byte) in rest.iter().enumerate() {
                 hash = hash.add(*byte);
                 let len = at + 1;
-                if len == HEAD {
-                    most = usize::from(self.longest[head_slot(hash)]);
+                if let Some(kind) = HEADS.iter().position(|head| *head == len) {
+                    most = usize::from(self.longest[head_slot(kind, hash)]);
                 }
                 if len > most {
                     break;
+                }
+                // Pieces are whole characters.
+                if rest.get(len).is_some_and(|next| next & 0xc0 == 0x80) {
+                    continue;
                 }
                 if let Some(id) = self.index.get(pieces, hash, &rest[..len]) {
                     let score = self.sum(score, self.scores[id as usize]);
@@ -196,6 +205,6 @@ pub(super) fn char_len(text: &[u8], at: usize) -> usize {
     len.min(text.len() - at)
 }
 
-fn head_slot(hash: Hash) -> usize {
-    hash.low_bits() as usize % HEADS
+fn head_slot(kind: usize, hash: Hash) -> usize {
+    kind * HEAD_SLOTS + hash.low_bits() as usize % HEAD_SLOTS
 }

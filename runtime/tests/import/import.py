@@ -25,9 +25,11 @@ import tokenizers
 import torch
 import transformers
 from safetensors.torch import save_file
+from sentencepiece import sentencepiece_model_pb2
 from torch import nn
 from torch.nn import functional as F
 
+torch.set_num_threads(1)  # models are tiny
 CHARS = "\n" + "".join(chr(c) for c in range(32, 96))
 V = len(CHARS)
 N_GREEDY = 24
@@ -169,17 +171,22 @@ def subwords(root):
     case(folder, logits_of(model), vocab_size=352, prompt=PROMPT, ids=fast.encode(PROMPT), eos=[0, 1])
 
     folder = new_folder(root, "llama-sentencepiece")
-    with open(f"{folder}/text.txt", "w") as file:
-        file.writelines(TEXT)
-    sentencepiece.SentencePieceTrainer.train(
-        input=f"{folder}/text.txt", model_prefix=f"{folder}/tokenizer", vocab_size=330, model_type="bpe",
-        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
-        minloglevel=2)
-    processor = sentencepiece.SentencePieceProcessor(model_file=f"{folder}/tokenizer.model")
+    processor = train(folder, "bpe")
     model = llama(vocab_size=330, bos_token_id=1, eos_token_id=2)
     model.save_pretrained(folder)
     ids = processor.encode(PROMPT, add_bos=True)
     case(folder, logits_of(model), vocab_size=330, prompt=PROMPT, ids=ids, eos=[2])
+
+
+def train(folder, kind):
+    """A vocabulary of SentencePiece of up to 330 pieces, as tokenizer.model."""
+    with open(f"{folder}/text.txt", "w") as file:
+        file.writelines(TEXT)
+    sentencepiece.SentencePieceTrainer.train(
+        input=f"{folder}/text.txt", model_prefix=f"{folder}/tokenizer", vocab_size=330, model_type=kind,
+        byte_fallback=True, normalization_rule_name="identity" if kind == "bpe" else "nmt_nfkc",
+        remove_extra_whitespaces=kind == "unigram", hard_vocab_limit=False, minloglevel=2)
+    return sentencepiece.SentencePieceProcessor(model_file=f"{folder}/tokenizer.model")
 
 
 def gpt2(**more):
@@ -387,7 +394,7 @@ def tokenizer_bin(path, n_pieces):
 QUANTS = gguf.GGMLQuantizationType
 
 
-def to_gguf(path, model, kind, **keys):
+def to_gguf(path, model, kind, vocabulary=None):
     """A GGUF file with a Llama of transformers, as llama.cpp's converter writes it. Returns what its tensors
     hold, by their names in transformers."""
     c = model.config
@@ -408,7 +415,10 @@ def to_gguf(path, model, kind, **keys):
     if c.rope_parameters["rope_type"] == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(c.rope_parameters["factor"])
-    gguf_vocabulary(writer, c.vocab_size)
+    if vocabulary:
+        vocabulary(writer)
+    else:
+        gguf_vocabulary(writer, c.vocab_size)
     names = {"embed_tokens": "token_embd", "norm": "output_norm", "input_layernorm": "attn_norm",
              "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output",
              "post_attention_layernorm": "ffn_norm", "gate_proj": "ffn_gate", "up_proj": "ffn_up",
@@ -475,6 +485,31 @@ def gguf_vocabulary(writer, n):
     writer.add_token_merges(merges)
 
 
+def gguf_pieces(folder, kind, processor):
+    """Writes a vocabulary of SentencePiece, as llama.cpp's converter does."""
+
+    def write(writer):
+        n = processor.vocab_size()
+        types = gguf.TokenType
+        kind_of = lambda i: (types.UNKNOWN if processor.is_unknown(i) else types.CONTROL if processor.is_control(i)
+                             else types.BYTE if processor.is_byte(i) else types.NORMAL)
+        writer.add_tokenizer_model("llama" if kind == "bpe" else "t5")
+        writer.add_token_list([processor.id_to_piece(i).encode() for i in range(n)])
+        writer.add_token_scores([processor.get_score(i) for i in range(n)])
+        writer.add_token_types([kind_of(i) for i in range(n)])
+        writer.add_bos_token_id(1)
+        writer.add_eos_token_id(2)
+        writer.add_add_bos_token(True)
+        if kind == "unigram":
+            model = sentencepiece_model_pb2.ModelProto()
+            with open(f"{folder}/tokenizer.model", "rb") as file:
+                model.ParseFromString(file.read())
+            writer.add_remove_extra_whitespaces(True)
+            writer.add_precompiled_charsmap(model.normalizer_spec.precompiled_charsmap)
+
+    return write
+
+
 def byte_characters():
     """GPT-2's printable character for each byte."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -496,6 +531,14 @@ def gguf_files(root):
         model = llama(vocab_size=256 + 44, **more)
         to_gguf(f"{folder}/model.gguf", model, QUANTS.F32)
         case(folder, logits_of(model), "model.gguf", vocab_size=300)
+    for kind in ["bpe", "unigram"]:
+        folder = new_folder(root, f"gguf-pieces-{kind}")
+        processor = train(folder, kind)
+        n = processor.vocab_size()
+        model = llama(vocab_size=n)
+        to_gguf(f"{folder}/model.gguf", model, QUANTS.F32, gguf_pieces(folder, kind, processor))
+        ids = processor.encode(PROMPT, add_bos=True)
+        case(folder, logits_of(model), "model.gguf", vocab_size=n, prompt=PROMPT, ids=ids, eos=[2])
     for kind in [QUANTS.F16, QUANTS.BF16, QUANTS.Q4_0, QUANTS.Q4_1, QUANTS.Q5_0, QUANTS.Q5_1, QUANTS.Q8_0,
                  QUANTS.Q2_K, QUANTS.Q3_K, QUANTS.Q4_K, QUANTS.Q5_K, QUANTS.Q6_K]:
         folder = new_folder(root, f"blocks-{kind.name.lower()}")

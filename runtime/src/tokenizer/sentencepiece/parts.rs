@@ -69,7 +69,7 @@ impl PieceModel {
     }
 }
 
-/// What a [`SentencePiece`] is made of.
+/// What a [`SentencePiece`](super::SentencePiece) is made of.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SentencePieceParts {
     /// Text, score and kind of each piece in the order of the ids. (vocab_size)
