@@ -166,7 +166,7 @@ pub unsafe extern "C" fn teeny_generate(
         if prompt.is_empty() {
             return Err(Failure::argument("prompt", "no text", "at least one character"));
         }
-        let prompt = model.model.tokenizer().encode_prompt(prompt)?;
+        let prompt = model.model.tokenizer().encode(prompt)?;
         let mut state = State::new(AnySession::new(&model.model, Overflow::Slide)?);
         let mut stream = TextStream::new(prompt, options);
         run(&mut state, &mut sampler, &mut stream, |text| {

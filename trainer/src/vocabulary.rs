@@ -57,8 +57,7 @@ fn bpe(vocab_size: usize, text: &str) -> Result<Tokenizer> {
     trainer.train(&mut model).map_err(failed)?;
     let found: BpeModel =
         serde_json::to_value(&model).and_then(serde_json::from_value).map_err(failed)?;
-    let bytes: BTreeMap<char, u8> =
-        byte_characters().zip(0..=u8::MAX).map(|(c, b)| (c, b)).collect();
+    let bytes: BTreeMap<char, u8> = byte_characters().zip(0..=u8::MAX).collect();
     let mut tokens = vec![Vec::new(); found.vocab.len()];
     for (token, id) in &found.vocab {
         let token: Option<Vec<u8>> = token.chars().map(|c| bytes.get(&c).copied()).collect();
