@@ -124,7 +124,7 @@ fn bad_configurations_are_refused_with_their_place() {
         ),
         (
             "vocab_size = 300",
-            "c.ini:2: [dataset] vocab_size: found \"300\", expected no such key: with tokenizer = char, the characters of the text are the vocabulary",
+            "c.ini:2: [dataset] vocab_size: found 300, expected no such key: with tokenizer = char, the characters of the text are the vocabulary",
         ),
         (
             "tokenizer = bpe\nsentencepiece_model_file = a.model",
@@ -132,7 +132,7 @@ fn bad_configurations_are_refused_with_their_place() {
         ),
         (
             "sentencepiece_model_file = a.model\nvocab_size = 300",
-            "c.ini:3: [dataset] vocab_size: found \"300\", expected no such key beside sentencepiece_model_file, which has a size",
+            "c.ini:3: [dataset] vocab_size: found 300, expected no such key beside sentencepiece_model_file, which has a size",
         ),
         (
             "\ninputfile = x",
