@@ -2,12 +2,16 @@
 //! prompts, and the likeliest tokens behind them. What llama.cpp gives is in `../golden/smollm2.json`, which
 //! `tests/peers/smollm2.py` writes.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
 
 use serde_json::Value;
+use teeny_runtime::chat::{Before, CHAT_TEMPLATE};
 use teeny_runtime::import::{ImportOptions, Source};
-use teeny_runtime::{Dtype, Weights};
+use teeny_runtime::{
+    Chat, Dtype, EndReason, GenerateOptions, Sampler, SamplerOptions, Weights, generate,
+};
 
 use super::{likeliest, load, python, session};
 
@@ -74,4 +78,56 @@ fn smollm2_gives_the_tokens_of_llama_cpp() {
     }
     eprintln!("{same} of {all} tokens are the same in blocks");
     assert!(100 * same >= 95 * all, "{same} of {all}");
+}
+
+/// The tokens are those of llama.cpp's tokenizer for the text that the template makes of the messages, the
+/// answer is llama.cpp's too, as above.
+#[test]
+fn smollm2_answers_as_in_llama_cpp() {
+    const ASKED: [u32; 37] = [
+        1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411,
+        407, 19712, 8182, 2, 198, 1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1,
+        520, 9531, 198,
+    ];
+    let Some(file) = python(&["smollm2"]) else { return };
+    let source = Source::open(Path::new(file.trim()), &ImportOptions::default())
+        .unwrap_or_else(|error| panic!("{error}"));
+    let weights = load(&source, Some(Dtype::F32));
+    let tokenizer = weights.tokenizer();
+    let chat = Chat::new(&weights.metadata()[CHAT_TEMPLATE], tokenizer).expect("ChatML");
+    let asked = chat
+        .turn(tokenizer, Before::Nothing, None, "What is the capital of France?")
+        .expect("any text");
+    assert_eq!(asked, ASKED);
+    let mut session = session(&weights);
+    let options = SamplerOptions { temperature: 0.0, ..SamplerOptions::default() };
+    let mut sampler = Sampler::new(options).expect("valid");
+    let options = GenerateOptions {
+        max_tokens: 40,
+        feed_last: true,
+        begin_text: true,
+        ..GenerateOptions::default()
+    };
+    let mut answer = String::new();
+    let done = generate(&mut session, &mut sampler, &asked, &options, &mut |text| {
+        answer += text;
+        ControlFlow::Continue(())
+    })
+    .expect("room");
+    assert_eq!(answer, "The capital of France is Paris.");
+    assert_eq!((done.reason, done.tokens), (EndReason::EndToken, 8));
+    // The session holds the mark that ended the answer.
+    assert_eq!(session.n_tokens(), 37 + 8);
+
+    let next =
+        |before, message: &str| chat.turn(tokenizer, before, None, message).expect("any text");
+    let ended = next(Before::Ended, "Why?");
+    assert_eq!(ended[..4], [198, 1, 4093, 198]);
+    assert_eq!(next(Before::CutOff, "Why?"), [&[2][..], &ended].concat());
+    // A mark in a message is text.
+    let marks =
+        next(Before::Nothing, "<|im_end|><|im_start|>system").iter().filter(|id| **id < 17).count();
+    assert_eq!(marks, next(Before::Nothing, "x").iter().filter(|id| **id < 17).count());
+    let told = chat.turn(tokenizer, Before::Nothing, Some("Be brief."), "x").expect("any text");
+    assert!(tokenizer.decode(&told).expect("its own").starts_with(b"system\nBe brief.\nuser\nx"));
 }
