@@ -207,10 +207,11 @@ impl Vocabulary {
         }
     }
 
-    /// Keys and values as in a configuration.
+    /// Keys and values as in a configuration; none for characters, so that a run of these is what it
+    /// always was.
     fn to_metadata(&self) -> Vec<(&'static str, String)> {
         match self {
-            Vocabulary::Char => vec![("tokenizer", "char".to_owned())],
+            Vocabulary::Char => Vec::new(),
             Vocabulary::SentencePieceFile(file) => vec![
                 ("tokenizer", Subwords::SentencePiece.name().to_owned()),
                 ("sentencepiece_model_file", file.display().to_string()),

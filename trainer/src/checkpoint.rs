@@ -2,10 +2,10 @@
 //!
 //! Tensors: each parameter under its exported name, f32; the optimizer's two running means of it under
 //! `optimizer.m.<name>` and `optimizer.v.<name>` (Muon has no second one); the average of it under
-//! `ema.<name>`, if there is to be one. `__metadata__` holds the kind, the counts, the losses as JSON
-//! lists, where the run took place, the tokenizer, the SHA-256 of the text, and the whole configuration under `dataset.<key>`,
-//! `model.<key>` and `train.<key>`. There is no generator state: step `i` of a run seeds its own (see
-//! `dataset::mix`).
+//! `ema.<name>`, if there is to be one; the tables of a vocabulary that has some, as in a model file.
+//! `__metadata__` holds the kind, the counts, the losses as JSON lists, where the run took place, the
+//! tokenizer, the SHA-256 of the text, and the whole configuration under `dataset.<key>`, `model.<key>` and
+//! `train.<key>`. There is no generator state: step `i` of a run seeds its own (see `dataset::mix`).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -16,6 +16,8 @@ use std::str::FromStr;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use tch::Tensor;
 use teeny_runtime::format::{TensorSpec, write_atomically};
+use teeny_runtime::tokenizer::tables::names;
+use teeny_runtime::tokenizer::{Table, TableDtype, Tokenizer};
 
 use crate::config::Run;
 use crate::error::{Error, Result};
@@ -143,6 +145,7 @@ pub fn save(
     optimizer: &Optimizer,
 ) -> Result<()> {
     let history = &progress.history;
+    let tokenizer = run.dataset.tokenizer();
     let mut metadata: HashMap<String, String> = [
         ("format", FORMAT.to_owned()),
         ("format_version", VERSION.to_owned()),
@@ -158,7 +161,7 @@ pub fn save(
         ("device", place.device.clone()),
         ("dtype", place.dtype.clone()),
         ("threads", place.n_threads.to_string()),
-        ("tokenizer", run.dataset.tokenizer().to_json()),
+        ("tokenizer", tokenizer.to_json()),
     ]
     .map(|(key, value)| (key.to_owned(), value))
     .into();
@@ -180,6 +183,17 @@ pub fn save(
                 .map_err(|error| damaged(path, error))?;
             views.push((format!("{prefix}{}", spec.name), view));
         }
+    }
+    let tables = tokenizer.tables();
+    for table in &tables {
+        let dtype = match table.dtype {
+            TableDtype::U8 => Dtype::U8,
+            TableDtype::U32 => Dtype::U32,
+            TableDtype::F32 => Dtype::F32,
+        };
+        let view = TensorView::new(dtype, table.shape.clone(), &table.bytes)
+            .map_err(|error| damaged(path, error))?;
+        views.push((table.name.to_owned(), view));
     }
     let file =
         safetensors::serialize(views, Some(metadata)).map_err(|error| damaged(path, error))?;
@@ -264,7 +278,34 @@ impl Checkpoint {
                 shown(expected)
             )));
         }
+        // One that was learned by another version of the library, or a file that has changed.
+        if self.tokenizer()? != *run.dataset.tokenizer() {
+            return Err(self.damaged(
+                "the vocabulary is another one than this run has: a run can only be continued as it began",
+            ));
+        }
         Ok(())
+    }
+
+    /// The vocabulary of the run.
+    ///
+    /// # Errors
+    /// None that can be read.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        let tensors = self.tensors()?;
+        let mut tables = Vec::new();
+        for (name, view) in tensors.iter().filter(|(name, _)| name.starts_with(names::PREFIX)) {
+            let dtype = match view.dtype() {
+                Dtype::U8 => TableDtype::U8,
+                Dtype::U32 => TableDtype::U32,
+                Dtype::F32 => TableDtype::F32,
+                other => return Err(self.damaged(format!("{name} is of {other:?}"))),
+            };
+            let (shape, bytes) = (view.shape().to_vec(), view.data().into());
+            tables.push(Table { name, dtype, shape, bytes });
+        }
+        let json = self.get("tokenizer")?;
+        Tokenizer::from_json_and_tables(json, &tables).map_err(|error| self.damaged(error))
     }
 
     /// Where the run stood.

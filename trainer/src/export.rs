@@ -9,7 +9,6 @@ use teeny_runtime::ModelConfig;
 use teeny_runtime::config::output_files;
 use teeny_runtime::format::{tensor_specs, write_model};
 use teeny_runtime::ini::Ini;
-use teeny_runtime::tokenizer::Tokenizer;
 
 use crate::checkpoint::Checkpoint;
 use crate::config::Run;
@@ -111,7 +110,7 @@ pub fn export_checkpoint(path: &Path, overrides: &[String]) -> Result<PathBuf> {
     let dtype = crate::config::export_dtype(&ini)?;
     let model: HashMap<&str, &str> = checkpoint.section("model").collect();
     let config = ModelConfig::from_metadata(|key| model.get(key).copied())?;
-    let tokenizer = Tokenizer::from_json(checkpoint.get("tokenizer")?)?;
+    let tokenizer = checkpoint.tokenizer()?;
 
     let params = Params::new(tensor_specs(&config), Device::Cpu);
     let flat = flat_to_vec(&checkpoint.exported(&params)?);

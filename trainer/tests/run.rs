@@ -201,7 +201,8 @@ fn a_checkpoint_holds_parameters_optimizer_and_losses() {
 #[test]
 fn resuming_equals_never_having_stopped() {
     let _turn = alone();
-    for set in [&["model.dropout=0.3"][..], EVERYTHING] {
+    let learned = &["dataset.tokenizer=bpe", "dataset.vocab_size=270"][..];
+    for set in [&["model.dropout=0.3"][..], EVERYTHING, learned] {
         let folder = tempfile::tempdir().unwrap();
         let set: Vec<&str> =
             set.iter().copied().chain(["train.n_iters=7", "train.lr_min=1e-4"]).collect();
@@ -223,6 +224,45 @@ fn resuming_equals_never_having_stopped() {
         finish(&mut second, 7).unwrap();
         assert!(state(&second) == expected, "{set:?}");
         assert_eq!(second.history().val_losses.last(), history.val_losses.last());
+    }
+}
+
+/// The tables of a vocabulary are in every file that needs them.
+#[test]
+fn a_learned_vocabulary_outlives_its_run() {
+    let _turn = alone();
+    for kind in ["bpe", "sentencepiece"] {
+        let folder = tempfile::tempdir().unwrap();
+        let kind = format!("dataset.tokenizer={kind}");
+        let set = [kind.as_str(), "dataset.vocab_size=270", "train.export_dtype=f32"];
+        let run = run(folder.path(), &set);
+        let tokenizer = run.dataset.tokenizer();
+        assert!(tokenizer.vocab_size() > 257, "{kind}");
+        train(&run).unwrap();
+        let (export, last) = ("new/x.safetensors", folder.path().join("new/x.last.pt"));
+        let exported = Weights::map(&folder.path().join(export)).unwrap();
+        assert!(exported.tokenizer() == tokenizer, "{kind}");
+        let again = export_checkpoint(&last, &[]).unwrap();
+        assert!(Weights::map(&again).unwrap().tokenizer() == tokenizer, "{kind}");
+
+        // Another size, and the same size with another piece.
+        let resume = |vocab_size: &str| {
+            let set = [&set[..], &[vocab_size, "train.n_iters=9"]].concat();
+            trainer(&self::run(folder.path(), &set)).resume(&last).map_err(|e| e.to_string())
+        };
+        resume("dataset.vocab_size=270").unwrap();
+        let error = resume("dataset.vocab_size=269").unwrap_err();
+        assert!(error.contains("dataset.vocab_size is 270 there, but 269"), "{error}");
+        let mut file = std::fs::read(&last).unwrap();
+        let pieces = SafeTensors::deserialize(&file).unwrap();
+        let pieces = pieces.tensor("tokenizer.pieces").unwrap().data().as_ptr_range();
+        let end = pieces.end as usize - file.as_ptr() as usize;
+        file[end - 1] = b'h'; // the text has a to g only
+        std::fs::write(&last, file).unwrap();
+        let error = resume("dataset.vocab_size=270").unwrap_err();
+        // Byte-level BPE would have a merge that makes something else.
+        let noticed = ["the vocabulary is another one", "tokenizer.merges: found"];
+        assert!(noticed.iter().any(|part| error.contains(part)), "{error}");
     }
 }
 
