@@ -794,9 +794,9 @@ teeny_status teeny_model_metadata_get(const struct teeny_model *model,
  *
  * `tokens` has room for `capacity` of them, and `*len` becomes their number: with `capacity` 0
  * nothing else happens (`tokens` may be NULL), so a first call can ask how much room a second one
- * needs. A byte makes one token at most; the token that begins
- * a text is not among them. With too little room the call fails with
- * TEENY_BUFFER_TOO_SMALL, `*len` says how many there are, and `tokens` is as before.
+ * needs. With characters as tokens there is one for each. The token that begins a text, where a model has
+ * one, is not among them. With too little room the call fails with TEENY_BUFFER_TOO_SMALL, `*len` says how
+ * many there are, and `tokens` is as before.
  *
  * Fails with TEENY_TOKENIZER for a character that the model does not know.
  */
@@ -1221,8 +1221,8 @@ teeny_status teeny_session_score(struct teeny_session *session,
 
 /**
  * How likely the model finds UTF-8 text of `text_len` bytes, at least two tokens: all in one. Past
- * the context each token is judged by those that the context still holds. `size` is
- * `sizeof(teeny_score)`.
+ * the context each token is judged by those that the context still holds. The token that begins a text
+ * comes first, where the model has one. `size` is `sizeof(teeny_score)`.
  *
  * Fails with TEENY_TOKENIZER for a character that the model does not know.
  */

@@ -98,8 +98,8 @@ const _: () = {
 };
 
 /// How likely the model finds UTF-8 text of `text_len` bytes, at least two tokens: all in one. Past
-/// the context each token is judged by those that the context still holds. `size` is
-/// `sizeof(teeny_score)`.
+/// the context each token is judged by those that the context still holds. The token that begins a text
+/// comes first, where the model has one. `size` is `sizeof(teeny_score)`.
 ///
 /// Fails with TEENY_TOKENIZER for a character that the model does not know.
 #[unsafe(no_mangle)]
@@ -116,7 +116,7 @@ pub unsafe extern "C" fn teeny_score_text(
         let text = unsafe { arg::text(text, text_len, "text") }?;
         // SAFETY: the caller's promise.
         let out = unsafe { options::output(score, "score", size) }?;
-        let tokens = model.model.tokenizer().encode(text)?;
+        let tokens = model.model.tokenizer().encode_prompt(text)?;
         if tokens.len() < 2 {
             let found = format!("{} tokens", tokens.len());
             return Err(Failure::argument("text", found, "at least two"));

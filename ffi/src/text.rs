@@ -11,9 +11,9 @@ use crate::status::{Failure, call, teeny_status};
 ///
 /// `tokens` has room for `capacity` of them, and `*len` becomes their number: with `capacity` 0
 /// nothing else happens (`tokens` may be NULL), so a first call can ask how much room a second one
-/// needs. A byte makes one token at most; the token that begins
-/// a text is not among them. With too little room the call fails with
-/// TEENY_BUFFER_TOO_SMALL, `*len` says how many there are, and `tokens` is as before.
+/// needs. With characters as tokens there is one for each. The token that begins a text, where a model has
+/// one, is not among them. With too little room the call fails with TEENY_BUFFER_TOO_SMALL, `*len` says how
+/// many there are, and `tokens` is as before.
 ///
 /// Fails with TEENY_TOKENIZER for a character that the model does not know.
 #[unsafe(no_mangle)]

@@ -90,7 +90,7 @@ struct Args {
     #[arg(long, value_name = "TEXT", requires = "chat")]
     system: Option<String>,
     /// Go on behind a token that ends a text
-    #[arg(long)]
+    #[arg(long, conflicts_with = "chat")]
     ignore_eos: bool,
     /// Print the generated text only
     #[arg(long)]

@@ -1,7 +1,8 @@
 //! `teeny-convert` and `teeny-run` on models of other programs, by running them.
 
+use std::io::Write as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use teeny_runtime::{Dtype, Weights};
 
@@ -108,5 +109,48 @@ fn models_of_others_run_without_being_written() {
             out
         };
         assert_eq!(continued(&model), continued(&output));
+    }
+}
+
+/// `teeny-run --chat` with the lines of `input`.
+fn chat(args: &[&str], input: &str) -> (Option<i32>, String, String) {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_teeny-run"))
+        .arg("--chat")
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    // One that is refused reads nothing.
+    let _ = program.stdin.take().expect("piped").write_all(input.as_bytes());
+    let output = program.wait_with_output().expect("it ends");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn a_conversation_goes_line_by_line() {
+    if models().is_none() {
+        return;
+    }
+    let (talks, silent) = (folder("chat-chatml"), folder("llama-plain"));
+    let args = ["-m", text(&talks), "-n", "6", "-s", "1", "--temperature", "0"];
+    let (code, both, errors) = chat(&args, "Hello\n\nthe end\n");
+    assert_eq!(code, Some(0), "{errors}");
+    let (code, first, errors) = chat(&[&args[..], &["-p", "Hello"]].concat(), "");
+    assert_eq!(code, Some(0), "{errors}");
+    // The second answer knows of the first message.
+    assert!(both.starts_with(&first) && both.len() > first.len(), "{first:?} {both:?}");
+    let (_, alone, _) = chat(&args, "the end\n");
+    assert_ne!(both[first.len()..], alone);
+    for (args, expected) in [
+        (vec!["-m", text(&silent)], "found a model without a chat template"),
+        (vec!["-m", text(&talks), "--ignore-eos"], "cannot be used with"),
+        (vec!["-m", text(&talks), "-f", "x"], "cannot be used with"),
+    ] {
+        let (code, out, errors) = chat(&args, "Hello\n");
+        assert_eq!((code, out.as_str()), (Some(2), ""), "{args:?}");
+        assert!(errors.contains(expected), "{args:?}: {errors}");
     }
 }

@@ -178,6 +178,49 @@ def subwords(root):
     case(folder, logits_of(model), vocab_size=330, prompt=PROMPT, ids=ids, eos=[2])
 
 
+CHATML = """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ SYSTEM }}\
+{% endif %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}\
+{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+LLAMA_3 = """{% for message in messages %}{% if loop.first %}{{ bos_token }}{% endif %}\
+{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}\
+{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"""
+CONVERSATIONS = [
+    [("user", "Hello, world!")],
+    [("system", "Be  brief."), ("user", "  Is it the end?\n")],
+    [("user", "the end"), ("assistant", "It is 2024."), ("user", "marks é\nand marks"), ("assistant", ""),
+     ("user", "So?")],
+]
+
+
+def chats(root):
+    """Llamas that are talked to, and the tokens that transformers makes of conversations by their templates."""
+    for name, template, marks in [
+        ("chatml", CHATML.replace("SYSTEM", "''"), ["<|im_start|>", "<|im_end|>"]),
+        ("chatml-system", CHATML.replace("SYSTEM", "'<|im_start|>system\\nYou are wonderful.<|im_end|>\\n'"),
+         ["<|im_start|>", "<|im_end|>"]),
+        ("llama3", LLAMA_3, ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]),
+    ]:
+        folder = new_folder(root, f"chat-{name}")
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = tokenizers.decoders.ByteLevel()
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=330, special_tokens=["<|begin|>", *marks], show_progress=False,
+            initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet())
+        tokenizer.train_from_iterator(TEXT, trainer)
+        fast = transformers.PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, bos_token="<|begin|>", eos_token=marks[-1], chat_template=template)
+        llama(vocab_size=330, bos_token_id=0, eos_token_id=len(marks)).save_pretrained(folder)
+        fast.save_pretrained(folder)
+        conversations = []
+        for conversation in CONVERSATIONS:
+            messages = [{"role": role, "content": content} for role, content in conversation]
+            text = fast.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            conversations.append({"messages": conversation, "ids": fast.encode(text, add_special_tokens=False)})
+        with open(f"{folder}/case.json", "w") as file:
+            json.dump({"end": len(marks), "conversations": conversations}, file)
+
+
 def train(folder, kind):
     """A vocabulary of SentencePiece of up to 330 pieces, as tokenizer.model."""
     with open(f"{folder}/text.txt", "w") as file:
@@ -553,6 +596,7 @@ def gguf_files(root):
 def make(root):
     hugging_face(root)
     subwords(root)
+    chats(root)
     nanogpt(root)
     teenygpt(root)
     llama2c(root)

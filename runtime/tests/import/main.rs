@@ -6,9 +6,11 @@
 //! | `main.rs` | logits, tokens and blocks of every format |
 //! | `cli.rs` | `teeny-convert` and `teeny-run` as programs |
 //! | `outward.rs` | models of ours in transformers |
+//! | `chat.rs` | conversations |
 //! | `smollm2.rs` | a whole model, against llama.cpp |
 //! | `damaged.rs` | files that are cut or have other bytes, and parts that are not understood |
 
+mod chat;
 #[cfg(feature = "cli")]
 mod cli;
 mod damaged;
