@@ -186,12 +186,7 @@ pub fn save(
     }
     let tables = tokenizer.tables();
     for table in &tables {
-        let dtype = match table.dtype {
-            TableDtype::U8 => Dtype::U8,
-            TableDtype::U32 => Dtype::U32,
-            TableDtype::F32 => Dtype::F32,
-        };
-        let view = TensorView::new(dtype, table.shape.clone(), &table.bytes)
+        let view = TensorView::new(of_table(table.dtype), table.shape.clone(), &table.bytes)
             .map_err(|error| damaged(path, error))?;
         views.push((table.name.to_owned(), view));
     }
@@ -199,6 +194,15 @@ pub fn save(
         safetensors::serialize(views, Some(metadata)).map_err(|error| damaged(path, error))?;
     write_atomically(path, |out| out.write_all(&file))?;
     Ok(())
+}
+
+/// The element type of a vocabulary's table in the file.
+fn of_table(dtype: TableDtype) -> Dtype {
+    match dtype {
+        TableDtype::U8 => Dtype::U8,
+        TableDtype::U32 => Dtype::U32,
+        TableDtype::F32 => Dtype::F32,
+    }
 }
 
 const M: &str = "optimizer.m.";
@@ -295,12 +299,10 @@ impl Checkpoint {
         let tensors = self.tensors()?;
         let mut tables = Vec::new();
         for (name, view) in tensors.iter().filter(|(name, _)| name.starts_with(names::PREFIX)) {
-            let dtype = match view.dtype() {
-                Dtype::U8 => TableDtype::U8,
-                Dtype::U32 => TableDtype::U32,
-                Dtype::F32 => TableDtype::F32,
-                other => return Err(self.damaged(format!("{name} is of {other:?}"))),
-            };
+            let known = [TableDtype::U8, TableDtype::U32, TableDtype::F32];
+            let dtype = known.into_iter().find(|dtype| of_table(*dtype) == view.dtype());
+            let wrong = || self.damaged(format!("{name} is of {:?}", view.dtype()));
+            let dtype = dtype.ok_or_else(wrong)?;
             let (shape, bytes) = (view.shape().to_vec(), view.data().into());
             tables.push(Table { name, dtype, shape, bytes });
         }
