@@ -21,7 +21,8 @@ struct Args {
     /// Model file, or folder of Hugging Face's
     #[arg(value_name = "INPUT", required = true)]
     input: Option<PathBuf>,
-    /// Element type of the output [default: for each tensor the nearest to its own]
+    /// Element type of the output [default: for each tensor the nearest to its own; a file of teeny's
+    /// that stays one needs it]
     #[arg(short, long, value_name = "TYPE", value_parser = dtype_parser())]
     dtype: Option<Dtype>,
     /// File to write, which appears when it is complete; with --to hf a new folder
@@ -96,14 +97,23 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<(), Failure> {
     // The parser has asked for both.
     let (Some(input), Some(output)) = (args.input, args.output) else { return Ok(()) };
+    let options =
+        ImportOptions { tokenizer: args.tokenizer, config: args.config, n_head: args.n_head };
     // It would be safe, as the old file stays until the new one is whole; but it cannot be undone.
-    if is_same_file(&input, &output) {
+    if is_read(&input, &options, &output) {
         return Err(Failure::Use(format!(
-            "--output: found the input {}, expected another file",
+            "--output: found {}, which the model is read from, expected another file",
             output.display()
         )));
     }
     let Some(format) = Format::of(&input)? else {
+        if options != ImportOptions::default() {
+            return Err(Failure::Use(format!(
+                "--tokenizer, --config, --n-head: found one of them, expected none, as {} is a file of \
+                 teeny's",
+                input.display()
+            )));
+        }
         return convert(&input, args.dtype, args.to, &output);
     };
     if args.to != Target::Teeny {
@@ -112,8 +122,6 @@ fn run(args: Args) -> Result<(), Failure> {
             format.name()
         )));
     }
-    let options =
-        ImportOptions { tokenizer: args.tokenizer, config: args.config, n_head: args.n_head };
     let source = Source::open(&input, &options)?;
     source.write(&output, args.dtype).map_err(failed)?;
     let written = Weights::map(&output)?;
@@ -179,6 +187,19 @@ fn convert(input: &Path, dtype: Option<Dtype>, to: Target, output: &Path) -> Res
 fn failed(error: Error) -> Failure {
     let message = error.to_string();
     if matches!(error, Error::Io { .. }) { Failure::Output(message) } else { Failure::Use(message) }
+}
+
+/// Whether the conversion reads `output`: the input itself, a file in its folder, or one beside it.
+fn is_read(input: &Path, options: &ImportOptions, output: &Path) -> bool {
+    let inside = || {
+        let parent = output.canonicalize().ok()?.parent()?.to_owned();
+        Some(parent == input.canonicalize().ok()?)
+    };
+    let beside = input.with_file_name("tokenizer.bin");
+    let others = [options.tokenizer.as_deref(), options.config.as_deref(), Some(beside.as_path())];
+    is_same_file(input, output)
+        || inside().unwrap_or(false)
+        || others.into_iter().flatten().any(|file| is_same_file(file, output))
 }
 
 fn is_same_file(a: &Path, b: &Path) -> bool {

@@ -31,6 +31,10 @@ PROMPTS = [
     "Photosynthesis is the process by which",
     "Der schnelle braune Fuchs",
 ]
+QUESTION = "What is the capital of France?"
+START, END, BREAK = 1, 2, 198  # <|im_start|>, <|im_end|>, a line break
+TEMPLATE = ["system", BREAK, "You are a helpful AI assistant named SmolLM, trained by Hugging Face", END, BREAK,
+            START, "user", BREAK, QUESTION, END, BREAK, START, "assistant", BREAK]
 
 
 def main():
@@ -55,6 +59,12 @@ def main():
     for prompt in PROMPTS:
         tokens = ask("tokens", prompt)["tokens"]
         cases.append({"prompt": prompt, "tokens": tokens, "greedy": ask("greedy", N, *tokens)})
+    # A question in the model's own template. A line break is no part of a line of these questions: its token
+    # stands by itself, as the marks around it do.
+    tokens = [START]
+    for text in TEMPLATE:
+        tokens += [text] if isinstance(text, int) else ask("tokens", text)["tokens"]
+    chat = {"message": QUESTION, "tokens": tokens, "greedy": ask("greedy", N, *tokens)}
     peer.stdin.close()
     peer.wait()
     folder.cleanup()
@@ -62,7 +72,7 @@ def main():
             "sha256": hashlib.sha256(model.read_bytes()).hexdigest()}
     lines = ",\n  ".join(json.dumps(case) for case in cases)
     GOLDEN.parent.mkdir(exist_ok=True)
-    GOLDEN.write_text(json.dumps(head)[:-1] + f', "cases": [\n  {lines}\n]}}\n')
+    GOLDEN.write_text(json.dumps(head)[:-1] + f', "chat": {json.dumps(chat)},\n"cases": [\n  {lines}\n]}}\n')
 
 
 main()

@@ -149,13 +149,13 @@ fn rope_scaling(
     keys.expect_f32("rope.scaling.attn_factor", 1.0)?;
     let linear = Some(RopeScaling::Linear { factor: linear }).filter(|_| linear != 1.0);
     let Some(values) = tensors.get(ROPE_FACTORS) else { return Ok(linear) };
-    let factors = values.to_f32()?;
-    tensors.ignore(|name| name == ROPE_FACTORS);
     let expected = format!("{} factors of Llama 3's scaling, and no other scaling", head_dim / 2);
     let refuse = |found: String| Err(refuse(ROPE_FACTORS, found, expected.clone()));
-    if factors.len() != head_dim / 2 || linear.is_some() {
-        return refuse(format!("{} factors", factors.len()));
+    if values.shape() != [head_dim / 2] || linear.is_some() {
+        return refuse(format!("shape {:?}", values.shape()));
     }
+    let factors = values.to_f32()?;
+    tensors.ignore(|name| name == ROPE_FACTORS);
     if factors.iter().all(|factor| *factor == 1.0) {
         return Ok(None);
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::json::Json;
 use super::tensor::View;
 use super::tensors::{Name, Tensors, Want};
-use super::{Parts, refuse, safetensors, vocabulary};
+use super::{Parts, hf, refuse, safetensors, vocabulary};
 use crate::config::{Ffn, ModelConfig, Norm, PositionalEncoding};
 use crate::error::Result;
 use crate::format::{TensorSpec, names};
@@ -117,7 +117,7 @@ pub(super) fn open(folder: &Path, json: &Json) -> Result<Parts> {
     json.expect_bool("add_cross_attention", false)?;
     let n_rows = json.usize("vocab_size", None)?;
     let tokenizer = vocabulary::of_folder(folder, json, n_rows)?;
-    let n_rows = vocabulary::n_rows(&tokenizer, n_rows)?;
+    vocabulary::check_rows(&tokenizer, n_rows)?;
     let common = config(tokenizer.vocab_size(), n_embd, n_head);
     let config = ModelConfig {
         n_layer: json.usize("n_layer", None)?,
@@ -132,7 +132,8 @@ pub(super) fn open(folder: &Path, json: &Json) -> Result<Parts> {
     tensors.strip_prefix("transformer.")?;
     check_tied(&mut tensors, "wte.weight", config.tie_embeddings)?;
     let tensors = tensors.map(&config, &|spec| want(spec, &config, Layout::Conv1d, n_rows))?;
-    Ok(Parts { config, tokenizer, tensors, chat_template: None })
+    let chat_template = hf::chat_template(folder)?;
+    Ok(Parts { config, tokenizer, tensors, chat_template })
 }
 
 /// A model that says that its output projection is the embedding may have it twice, but no other.

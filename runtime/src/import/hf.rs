@@ -60,7 +60,7 @@ fn llama(folder: &Path, json: &Json) -> Result<Parts> {
     let (rope_theta, rope_scaling) = rope(json)?;
     let n_rows = json.usize("vocab_size", None)?;
     let tokenizer = vocabulary::of_folder(folder, json, n_rows)?;
-    let n_rows = vocabulary::n_rows(&tokenizer, n_rows)?;
+    vocabulary::check_rows(&tokenizer, n_rows)?;
     let config = ModelConfig {
         vocab_size: tokenizer.vocab_size(),
         n_layer: json.usize("num_hidden_layers", None)?,
@@ -100,8 +100,16 @@ fn llama(folder: &Path, json: &Json) -> Result<Parts> {
     Ok(Parts { config, tokenizer, tensors, chat_template })
 }
 
+/// Refuses a rotation of a part of each head only.
+fn whole_heads(json: &Json) -> Result<()> {
+    match json.f32("partial_rotary_factor", Some(1.0))? {
+        1.0 => Ok(()),
+        _ => Err(json.refuse("partial_rotary_factor", "1")),
+    }
+}
+
 /// How the model is talked to: a file of its own in newer folders, a key of the tokenizer's in older ones.
-fn chat_template(folder: &Path) -> Result<Option<String>> {
+pub(super) fn chat_template(folder: &Path) -> Result<Option<String>> {
     let (file, config) = (folder.join("chat_template.jinja"), folder.join("tokenizer_config.json"));
     if file.exists() {
         return read_text(&file).map(Some);
@@ -119,6 +127,7 @@ fn chat_template(folder: &Path) -> Result<Option<String>> {
 /// `rope_scaling` of older versions.
 fn rope(json: &Json) -> Result<(f32, Option<RopeScaling>)> {
     const DEFAULT_THETA: f32 = 10_000.0;
+    whole_heads(json)?;
     let theta = json.f32("rope_theta", Some(DEFAULT_THETA))?;
     let (Some(key), both) = (match (json.has("rope_parameters"), json.has("rope_scaling")) {
         (false, false) => (None, false),
@@ -131,9 +140,7 @@ fn rope(json: &Json) -> Result<(f32, Option<RopeScaling>)> {
         return Err(json.refuse("rope_scaling", "what rope_parameters holds, or nothing"));
     }
     let rope = json.child(key)?;
-    if rope.has("partial_rotary_factor") && rope.f32("partial_rotary_factor", None)? != 1.0 {
-        return Err(rope.refuse("partial_rotary_factor", "1"));
-    }
+    whole_heads(&rope)?;
     let theta = rope.f32("rope_theta", Some(theta))?;
     // Older files have `type`.
     let kind_key = if rope.has("rope_type") { "rope_type" } else { "type" };

@@ -10,13 +10,13 @@
 //! | `mod.rs` | [`Source`], the choice of a format | all others |
 //! | `tensor.rs` | a foreign tensor as one of ours | gguf/dequant |
 //! | `tensors.rs` | all tensors of a foreign model by their names | tensor |
-//! | `safetensors.rs` | those of safetensors files | tensors |
 //! | `json.rs` | typed reading of JSON files | – |
-//! | `vocabulary.rs` | vocabularies that lie beside a model | json |
-//! | `hf.rs`, `gpt2.rs` | a folder of Hugging Face's, Llama or GPT-2 | safetensors, json |
+//! | `safetensors.rs` | tensors of safetensors files | tensors, json |
+//! | `vocabulary.rs` | vocabularies that lie beside a model | json, tokenizer_json |
+//! | `hf.rs`, `gpt2.rs` | a folder of Hugging Face's, Llama or GPT-2 | safetensors, vocabulary |
 //! | `gguf.rs`, `gguf/` | GGUF | tensors |
-//! | `llama2c.rs` | llama2.c | tensors |
-//! | `nanogpt.rs`, `teenygpt.rs` | checkpoints of nanoGPT and teenyGPT | safetensors, gpt2 |
+//! | `llama2c.rs` | llama2.c | tensors, vocabulary |
+//! | `nanogpt.rs`, `teenygpt.rs` | checkpoints of nanoGPT and teenyGPT | safetensors, vocabulary, gpt2 |
 //! | `to_hf.rs`, `tokenizer_json.rs` | the way out: a model of ours as a folder of Hugging Face's | – |
 //!
 //! Files are untrusted, as in [`weights`](crate::weights): every offset, count and product is checked, and
@@ -93,6 +93,31 @@ impl Format {
         }
     }
 
+    /// Refuses what a model of this format does not need, which somebody thought it would heed.
+    fn check(self, options: &ImportOptions) -> Result<()> {
+        let ImportOptions { tokenizer, config, n_head } = options;
+        let (reads_tokenizer, reads_config, reads_n_head) = match self {
+            Format::HuggingFace | Format::Gguf => (false, false, false),
+            Format::Llama2c => (true, false, false),
+            Format::NanoGpt => (true, false, true),
+            Format::TeenyGpt => (true, true, false),
+        };
+        for (name, is_given, is_read) in [
+            ("tokenizer", tokenizer.is_some(), reads_tokenizer),
+            ("config", config.is_some(), reads_config),
+            ("n_head", n_head.is_some(), reads_n_head),
+        ] {
+            if is_given && !is_read {
+                return Err(Error::Argument {
+                    name,
+                    found: "one".to_owned(),
+                    expected: format!("none: a model of {} says it itself", self.name()),
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// The format of a file or folder; none for a file of ours.
     ///
     /// # Errors
@@ -149,6 +174,7 @@ impl Source {
                 "one of another program",
             ));
         };
+        format.check(options)?;
         let parts = match format {
             Format::HuggingFace => hf::open(path),
             Format::Gguf => gguf::open(path),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::gpt2::{self, Layout};
 use super::{ImportOptions, Parts, refuse, safetensors, vocabulary};
-use crate::config::ModelConfig;
+use crate::config::{Ffn, ModelConfig};
 use crate::error::{Error, Result};
 
 /// What `torch.compile` puts before every name.
@@ -32,8 +32,13 @@ pub(super) fn open(path: &Path, options: &ImportOptions) -> Result<Parts> {
     }
     let n_head = n_head(options, metadata.get("n_head").map(String::as_str), n_embd)?;
     let tokenizer = vocabulary::given(options, &metadata)?;
-    let n_rows = vocabulary::n_rows(&tokenizer, n_rows)?;
+    vocabulary::check_rows(&tokenizer, n_rows)?;
     let bias = tensors.has("ln_f.bias");
+    let ffn = match metadata.get("activation").map(String::as_str) {
+        None | Some("gelu") => Ffn::Gelu,
+        Some("gelu_new") => Ffn::GeluTanh,
+        Some(other) => return Err(refuse("metadata key activation", other, "gelu or gelu_new")),
+    };
     let tied = tensors.is_tied("lm_head.weight", "wte.weight");
     let config = ModelConfig {
         n_layer: tensors.n_layer("h."),
@@ -41,6 +46,7 @@ pub(super) fn open(path: &Path, options: &ImportOptions) -> Result<Parts> {
         attention_bias: bias,
         ffn_bias: bias,
         norm_bias: bias,
+        ffn,
         tie_embeddings: tied,
         ..gpt2::config(tokenizer.vocab_size(), n_embd, n_head)
     };

@@ -139,6 +139,12 @@ impl Values {
         &self.bytes.get()[self.place.clone()]
     }
 
+    /// Whether both are the same bytes, read in the same way.
+    pub fn is_same(&self, other: &Values) -> bool {
+        let kind = |values: &Values| (values.encoding, values.rows, values.columns);
+        kind(self) == kind(other) && self.bytes() == other.bytes()
+    }
+
     /// All numbers.
     ///
     /// # Errors
@@ -358,6 +364,13 @@ impl Mapped {
                 let place = row / ROWS * n + i;
                 let out = &mut out[place * block_bytes..][..block_bytes];
                 let scales = &mut scales[place * block_scales..][..block_scales];
+                let halves = if kind == Kind::Q4_1 { 2 } else { 1 };
+                for half in block.as_chunks::<2>().0.iter().take(halves) {
+                    let half = f16::from_le_bytes(*half);
+                    if !half.is_finite() {
+                        return Err(refused(half.to_f32(), &spec.name, kind_of_ours(kind)));
+                    }
+                }
                 scales[2 * lane..][..2].copy_from_slice(&block[..2]);
                 let minimum = &mut scales[block_scales / 2..];
                 match kind {

@@ -118,9 +118,7 @@ impl Tensors {
     /// Whether the output projection is the embedding: where it is not there, or is the same bytes.
     pub fn is_tied(&mut self, head: &str, embedding: &str) -> bool {
         let Some(found) = self.get(head) else { return true };
-        let same = self.get(embedding).is_some_and(|embedding| {
-            found.shape() == embedding.shape() && found.bytes() == embedding.bytes()
-        });
+        let same = self.get(embedding).is_some_and(|embedding| found.is_same(embedding));
         if same {
             self.taken.insert(head.to_owned());
         }

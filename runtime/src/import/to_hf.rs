@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::{refuse, tokenizer_json};
+use crate::chat::CHAT_TEMPLATE;
 use crate::config::{Ffn, ModelConfig, Norm, PositionalEncoding, RopeScaling};
 use crate::error::{Error, Result};
 use crate::format::{Dtype, Encoded, TensorSpec, write_atomically, write_file};
@@ -30,7 +31,10 @@ pub fn write_hugging_face(weights: &Weights, folder: &Path, dtype: Option<Dtype>
             expected: "f32, f16 or bf16: transformers does not read these blocks".to_owned(),
         });
     }
-    let (tokenizer, tokenizer_config) = tokenizer_json::files(weights.tokenizer())?;
+    let (tokenizer, mut tokenizer_config) = tokenizer_json::files(weights.tokenizer())?;
+    if let Some(template) = weights.metadata().get(CHAT_TEMPLATE) {
+        tokenizer_config[CHAT_TEMPLATE] = template.as_str().into();
+    }
     let failed = |source| Error::Io { action: "cannot write", path: folder.to_owned(), source };
     std::fs::create_dir_all(folder).map_err(failed)?;
     if std::fs::read_dir(folder).map_err(failed)?.next().is_some() {
@@ -51,7 +55,7 @@ pub fn write_hugging_face(weights: &Weights, folder: &Path, dtype: Option<Dtype>
         let tensor = weights.tensor(&spec.name)?;
         Encoded::new(&tensor.to_f32()?, spec, dtype)
     })?;
-    // Most tensors are matrices, which all have one type unless the file is a mixture.
+    // Single precision holds the numbers of all others.
     let kind = crate::format::tensor_specs(config)
         .iter()
         .map(target)

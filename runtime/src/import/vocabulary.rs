@@ -27,8 +27,16 @@ pub(super) fn of_folder(folder: &Path, config: &Json, vocab_size: usize) -> Resu
     } else if model.exists() {
         let tokenizer = SentencePiece::from_model(map(&model)?.get())?;
         let specials = tokenizer.specials().clone();
-        // Llama's class puts the first token in front unless it is told not to.
         let json = tokenizer_config.map(|file| Json::read(&file)).transpose()?;
+        let n_pieces = tokenizer.vocab_size();
+        if let Some(id) = id_beyond(folder, json.as_ref(), n_pieces)? {
+            return Err(refuse(
+                "tokenizer.model",
+                format!("{n_pieces} pieces and an added token {id}"),
+                "a tokenizer.json where tokens were added",
+            ));
+        }
+        // Llama's class puts the first token in front unless it is told not to.
         let add_bos = json.map_or(Ok(true), |json| json.bool("add_bos_token", true))?;
         let add_bos = add_bos && specials.bos.is_some();
         Tokenizer::SentencePiece(tokenizer).with_specials(Specials { add_bos, ..specials })?
@@ -62,6 +70,21 @@ pub(super) fn of_folder(folder: &Path, config: &Json, vocab_size: usize) -> Resu
         eos: if eos.is_empty() { specials.eos } else { eos },
         add_bos: specials.add_bos,
     })
+}
+
+/// A token that was added behind the pieces of a `tokenizer.model`, if there is one.
+fn id_beyond(folder: &Path, config: Option<&Json>, n_pieces: usize) -> Result<Option<u64>> {
+    let file = folder.join("added_tokens.json");
+    let (mut ids, n_pieces) = (Vec::new(), n_pieces as u64);
+    if file.exists()
+        && let Value::Object(added) = parse(&read_text(&file)?, "added_tokens.json")?
+    {
+        ids.extend(added.values().map(|id| id.as_u64().unwrap_or(u64::MAX)));
+    }
+    if let Some(Value::Object(added)) = config.and_then(|json| json.get("added_tokens_decoder")) {
+        ids.extend(added.keys().map(|id| id.parse().unwrap_or(u64::MAX)));
+    }
+    Ok(ids.into_iter().find(|id| *id >= n_pieces))
 }
 
 /// What a `tokenizer.json` holds.
@@ -107,9 +130,9 @@ pub(super) fn given(
     }
 }
 
-/// Rows of an embedding that has at least one for each token. Checkpoints round their number up; rows
-/// without a token are left out.
-pub(super) fn n_rows(tokenizer: &Tokenizer, n_rows: usize) -> Result<usize> {
+/// Refuses an embedding without a row for each token. Checkpoints round their number up; rows without a
+/// token are left out.
+pub(super) fn check_rows(tokenizer: &Tokenizer, n_rows: usize) -> Result<()> {
     if tokenizer.vocab_size() > n_rows {
         return Err(refuse(
             "vocabulary",
@@ -117,7 +140,7 @@ pub(super) fn n_rows(tokenizer: &Tokenizer, n_rows: usize) -> Result<usize> {
             format!("no more than the {n_rows} rows of the embedding"),
         ));
     }
-    Ok(n_rows)
+    Ok(())
 }
 
 /// The characters that a JSON file lists in the order of their ids: as a string, as a list, under `chars`
@@ -141,7 +164,8 @@ fn characters(value: &Value, what: &str) -> Result<Option<Tokenizer>> {
         Value::String(chars) => of_characters(chars, what)?,
         Value::Array(list) => one_each(list.iter().map(|c| c.as_str().unwrap_or_default()), what)?,
         Value::Object(object) => {
-            if let Some(chars @ (Value::String(_) | Value::Array(_))) = object.get("chars") {
+            let chars = object.get("chars").or_else(|| object.get("itos"));
+            if let Some(chars @ (Value::String(_) | Value::Array(_))) = chars {
                 return characters(chars, what);
             }
             if let Some(Value::Object(stoi)) = object.get("stoi") {
@@ -149,9 +173,17 @@ fn characters(value: &Value, what: &str) -> Result<Option<Tokenizer>> {
             }
             match object.get("model") {
                 Some(model) if model.get("type").is_some_and(|kind| kind == "WordLevel") => {
-                    // Splitting at nothing makes each character a word.
-                    let splits =
-                        object.get("pre_tokenizer") == Some(&super::tokenizer_json::split());
+                    // Splitting at nothing makes each character a word, if nothing else happens to it.
+                    let is_none = |key: &str| match object.get(key) {
+                        None | Some(Value::Null) => true,
+                        Some(Value::Array(list)) => list.is_empty(),
+                        Some(_) => false,
+                    };
+                    let splits = object.get("pre_tokenizer")
+                        == Some(&super::tokenizer_json::split())
+                        && ["normalizer", "post_processor", "added_tokens"]
+                            .into_iter()
+                            .all(is_none);
                     match model.get("vocab") {
                         Some(Value::Object(vocab)) if splits => by_id(vocab)?,
                         _ => {

@@ -3,7 +3,7 @@
 use serde_json::Value;
 use teeny_runtime::Chat;
 use teeny_runtime::chat::{Before, CHAT_TEMPLATE};
-use teeny_runtime::import::{ImportOptions, Source};
+use teeny_runtime::import::{ImportOptions, Source, write_hugging_face};
 use teeny_runtime::tokenizer::Tokenizer;
 
 use super::{folders, load};
@@ -57,6 +57,22 @@ fn conversations_are_those_of_transformers() {
             let expected = ids(&conversation["ids"]);
             assert_eq!(tokens(&chat, tokenizer, &messages), expected, "{name}: {messages:?}");
         }
+    }
+}
+
+/// A model of ours that is talked to is one of Hugging Face's too.
+#[test]
+fn templates_find_their_way_out() {
+    for folder in folders("chat-") {
+        let source = Source::open(&folder, &ImportOptions::default()).expect("a model");
+        let weights = load(&source, None);
+        let out = folder.with_file_name(format!(
+            "outward-{}",
+            folder.file_name().expect("a name").to_string_lossy()
+        ));
+        write_hugging_face(&weights, &out, None).expect("a folder that can be written");
+        let back = load(&Source::open(&out, &ImportOptions::default()).expect("ours"), None);
+        assert_eq!(back.metadata()[CHAT_TEMPLATE], weights.metadata()[CHAT_TEMPLATE]);
     }
 }
 

@@ -84,6 +84,14 @@ fn wrong_calls_say_what_is_wrong() {
             vec![text(&llama), "--to", "hf"],
             "--to hf: found a model of Hugging Face, expected one of",
         ),
+        (
+            vec![text(&llama), "--tokenizer", text(&meta)],
+            "tokenizer: found one, expected none: a model of Hugging Face says it itself",
+        ),
+        (
+            vec![text(&model), "--config", text(&meta), "--n-head", "4"],
+            "n_head: found one, expected none: a model of teenyGPT says it itself",
+        ),
         (vec![text(root)], "a folder without config.json"),
     ] {
         let (code, message) = convert(&[&args[..], &["-o", text(&output)]].concat());
@@ -91,6 +99,35 @@ fn wrong_calls_say_what_is_wrong() {
         assert!(message.contains(expected), "{args:?}: {message}");
         assert!(!output.exists());
     }
+}
+
+/// What is read is not overwritten.
+#[test]
+fn the_output_is_no_file_of_the_input() {
+    if models().is_none() {
+        return;
+    }
+    let (llama, nanogpt) = (folder("llama-plain"), folder("nanogpt-no-bias"));
+    let (weights, meta) = (llama.join("model.safetensors"), nanogpt.join("itos.json"));
+    let ckpt = nanogpt.join("ckpt.safetensors");
+    for (args, output) in [
+        (vec![text(&llama)], &weights),
+        (vec![text(&ckpt), "--n-head", "4", "--tokenizer", text(&meta)], &meta),
+        (vec![text(&ckpt), "--n-head", "4", "--tokenizer", text(&meta)], &ckpt),
+    ] {
+        let before = std::fs::read(output).expect("it was made");
+        let (code, message) = convert(&[&args[..], &["-o", text(output)]].concat());
+        assert_eq!(code, Some(2), "{message}");
+        assert!(
+            message.contains("which the model is read from, expected another file"),
+            "{message}"
+        );
+        assert_eq!(std::fs::read(output).expect("still there"), before);
+    }
+    // The same vocabulary as a list.
+    let output = llama.with_file_name("cli-itos.safetensors");
+    let args = [text(&ckpt), "--n-head", "4", "--tokenizer", text(&meta), "-o", text(&output)];
+    assert_eq!(convert(&args).0, Some(0));
 }
 
 /// A folder and a GGUF file run at once, with the text that their file of ours gives.

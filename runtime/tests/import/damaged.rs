@@ -200,6 +200,12 @@ fn parts_that_are_not_understood_are_named() {
             "config.json: quantization_config: found {\"bits\":4}, expected null or nothing",
         ),
         (
+            "llama-plain",
+            "\"hidden_act\"",
+            "\"partial_rotary_factor\": 0.5, \"hidden_act\"",
+            "config.json: partial_rotary_factor: found 0.5, expected 1",
+        ),
+        (
             "gpt2-plain",
             "\"scale_attn_weights\": true",
             "\"scale_attn_weights\": false",
@@ -215,6 +221,77 @@ fn parts_that_are_not_understood_are_named() {
     ] {
         let Some(found) = refused(folder, "config.json", from, to) else { return };
         assert_eq!(found, format!("model file: {message}"));
+    }
+}
+
+/// Tokens that a `tokenizer.model` does not hold would be read as text.
+#[test]
+fn tokens_added_to_a_model_of_sentencepiece_are_refused() {
+    let found = folders("llama-").into_iter().find(|path| path.ends_with("llama-sentencepiece"));
+    let Some(found) = found else { return };
+    let added = found.join("added_tokens.json");
+    let refused = |ids: &str| {
+        std::fs::write(&added, ids).expect("a folder that can be written");
+        let source = Source::open(&found, &ImportOptions::default());
+        std::fs::remove_file(&added).expect("it is there");
+        source.err().map(|error| error.to_string())
+    };
+    assert_eq!(refused(r#"{"<s>": 1}"#), None);
+    let error = refused(r#"{"<|im_start|>": 32000}"#).expect("more than there are");
+    assert!(
+        error.contains("pieces and an added token 32000, expected a tokenizer.json"),
+        "{error}"
+    );
+}
+
+/// 1,000 tensors over the same bytes would be a thousand times the file.
+#[test]
+fn tensors_of_gguf_have_bytes_of_their_own() {
+    let Some(found) = folders("gguf-").into_iter().find(|path| path.ends_with("gguf-biases"))
+    else {
+        return;
+    };
+    let mut bytes = std::fs::read(found.join("model.gguf")).expect("it was made");
+    // Behind the name: the number of dimensions, one dimension, the kind, and the place.
+    let place = |bytes: &[u8], name: &str| {
+        let name = name.as_bytes();
+        let at = bytes.windows(name.len()).position(|part| part == name).expect("there");
+        at + name.len() + 4 + 8 + 4..at + name.len() + 4 + 8 + 4 + 8
+    };
+    let from = place(&bytes, "blk.0.attn_k.bias");
+    let to = place(&bytes, "blk.1.attn_k.bias");
+    bytes.copy_within(from, to.start);
+    let path = found.join("overlap.gguf");
+    replace(&path, &bytes);
+    let error = Source::open(&path, &ImportOptions::default()).expect_err("overlap").to_string();
+    assert_eq!(
+        error,
+        "model file: blk.1.attn_k.bias: found bytes that blk.0.attn_k.bias has too, expected bytes of its \
+         own"
+    );
+}
+
+/// Blocks that are taken as they are, with a scale that is no number.
+#[test]
+fn blocks_with_infinite_scales_are_refused() {
+    for (kind, size) in [("q8_0", 34), ("q4_0", 18), ("q4_1", 20)] {
+        let Some(found) =
+            folders("blocks-").into_iter().find(|path| path.ends_with(format!("blocks-{kind}")))
+        else {
+            return;
+        };
+        let mut bytes = std::fs::read(found.join("model.gguf")).expect("it was made");
+        // The last block of the output projection, which is the last tensor.
+        let at = bytes.len() - size;
+        bytes[at..at + 2].copy_from_slice(&[0x00, 0x7C]);
+        let path = found.join("infinite.gguf");
+        replace(&path, &bytes);
+        let source = Source::open(&path, &ImportOptions::default()).expect("as before");
+        let error = source
+            .load(&LoadOptions::default(), &mut |_| ControlFlow::Continue(()))
+            .expect_err("no number")
+            .to_string();
+        assert!(error.contains("which has no inf as in lm_head.weight"), "{kind}: {error}");
     }
 }
 

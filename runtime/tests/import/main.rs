@@ -1,5 +1,7 @@
 //! Models of other programs, against what their own libraries make of them: `import.py` writes each with
-//! transformers, gguf or torch and says what logits and tokens it gives there.
+//! transformers, gguf or torch and says what logits and tokens it gives there. The models of llama2.c and
+//! teenyGPT, for which there is no library, are written down there in torch; `tokenizer.bin` of llama2.c holds
+//! a vocabulary of sentencepiece.
 //!
 //! | file | holds |
 //! |---|---|

@@ -108,7 +108,7 @@ impl File {
             list.push((name.clone(), shape, encoding, cursor.size(&name)?));
         }
         let data = cursor.at.checked_next_multiple_of(alignment).unwrap_or(usize::MAX);
-        let mut tensors = Tensors::default();
+        let (mut tensors, mut ranges) = (Tensors::default(), Vec::new());
         for (name, shape, encoding, offset) in list {
             if !offset.is_multiple_of(alignment) {
                 let expected = format!("a multiple of {alignment}");
@@ -116,9 +116,18 @@ impl File {
             }
             let start = data.saturating_add(offset);
             let values = Values::new(&name, &self.bytes, start, encoding, &shape)?;
+            ranges.push((start, values.end(), name.clone()));
             tensors.insert(name, values)?;
         }
-        Ok(tensors)
+        // Many that share their bytes would be more numbers than the file has room for.
+        ranges.sort_unstable();
+        match ranges.windows(2).find(|pair| pair[1].0 < pair[0].1) {
+            Some(pair) => {
+                let found = format!("bytes that {} has too", pair[0].2);
+                Err(refuse(&pair[1].2, found, "bytes of its own"))
+            }
+            None => Ok(tensors),
+        }
     }
 
     pub fn get(&self, key: &str) -> Option<&Value> {

@@ -65,8 +65,8 @@ fn tokens(file: &File) -> Result<(Vec<&[u8]>, Vec<PieceKind>)> {
     Ok((tokens, kinds))
 }
 
-/// Tokens that begin and end a text. `bos` and `eos`: what llama.cpp takes them for where the file does
-/// not say.
+/// Tokens that begin and end a text. `bos` and `eos`: what they are where the file does not say, as in
+/// llama.cpp but for byte-level BPE, where it takes token 11 of GPT-2.
 fn specials(
     file: &File,
     n_tokens: usize,
