@@ -167,14 +167,6 @@ impl Tokenizer {
         }
     }
 
-    /// Whether decoding drops a space at the beginning, which encoding puts there.
-    pub fn strips_first_space(&self) -> bool {
-        match self {
-            Tokenizer::Char(_) | Tokenizer::Bpe(_) => false,
-            Tokenizer::SentencePiece(tokenizer) => tokenizer.drops_first_space(),
-        }
-    }
-
     /// How many bytes of a token are dropped at the beginning of a text, and whether the text has
     /// begun with it.
     fn first_space(&self, token: u32) -> (usize, bool) {

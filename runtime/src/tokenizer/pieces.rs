@@ -242,6 +242,11 @@ impl Finder {
         Ok((Finder { pieces, index, longest }, twice))
     }
 
+    /// Whether there are no pieces.
+    pub fn is_empty(&self) -> bool {
+        self.pieces.len() == 0
+    }
+
     /// Whether a piece begins with this byte.
     #[inline]
     pub fn may_begin(&self, byte: u8) -> bool {
