@@ -127,12 +127,6 @@ impl Hash {
         bytes.iter().fold(Hash::START, |hash, byte| hash.add(*byte))
     }
 
-    /// Some of its bits, all as good as chance.
-    #[inline]
-    pub fn low_bits(self) -> u32 {
-        self.bits() as u32
-    }
-
     /// The best bits are the highest.
     #[inline]
     fn bits(self) -> u64 {

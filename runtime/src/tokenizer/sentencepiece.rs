@@ -393,7 +393,7 @@ impl Contents {
                 Ok(())
             };
             match &self.search {
-                Search::Unigram(search) => search.split(&self.pieces, word, unigram, &mut push)?,
+                Search::Unigram(search) => search.split(word, unigram, &mut push)?,
                 Search::Scores(search) => {
                     let frozen = &self.normalizer.user_defined;
                     search.split(&self.pieces, frozen, word, merges, &mut push)?;
