@@ -65,10 +65,14 @@ impl Trie {
             labels.clear();
             starts.clear();
             for at in range.clone() {
-                let piece = sorted.get(at).map(|(_, leaf)| bytes(pieces, leaf));
-                let Some(byte) = piece.and_then(|piece| piece.get(depth)) else { continue };
-                if labels.last() != Some(byte) {
-                    labels.push(*byte);
+                let Some((head, leaf)) = sorted.get(at) else { continue };
+                // All that are left in the range are longer.
+                let byte = match head.to_be_bytes().get(depth) {
+                    Some(byte) => *byte,
+                    None => bytes(pieces, leaf).get(depth).copied().unwrap_or(0),
+                };
+                if labels.last() != Some(&byte) {
+                    labels.push(byte);
                     starts.push(at);
                 }
             }
