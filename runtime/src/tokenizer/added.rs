@@ -5,6 +5,9 @@ use super::pieces::{Finder, Pieces, refuse};
 use super::specials::AddedToken;
 use crate::error::Result;
 
+/// Longest content of an added token in bytes. Each place of a text is compared with as many.
+const MOST: usize = 1 << 10;
+
 /// A part of a text.
 pub(super) enum Part<'a> {
     /// What lies between added tokens, and whether it begins the text.
@@ -38,6 +41,11 @@ impl Added {
                     format!("{:?} with id {}", token.content, token.id),
                     &format!("a text with an id below {vocab_size}"),
                 ));
+            }
+            if token.content.len() > MOST {
+                let found = format!("{} bytes with id {}", token.content.len(), token.id);
+                let expected = format!("no more than {MOST} in a text");
+                return Err(refuse("tokenizer: added token", found, &expected));
             }
         }
         let set = |normalized| {
@@ -92,22 +100,22 @@ impl Added {
                 continue;
             }
             let mut start = at;
-            if token.lstrip {
-                while let Some(c) = char_before(text, start).filter(|c| c.is_whitespace()) {
-                    start -= c.len_utf8();
-                }
+            // No further than to where a token in front of it has taken the white space.
+            while token.lstrip
+                && start > done
+                && let Some(c) = char_before(text, start).filter(|c| c.is_whitespace())
+            {
+                start -= c.len_utf8();
             }
             if token.rstrip {
                 while let Some(c) = char_at(text, end).filter(|c| c.is_whitespace()) {
                     end += c.len_utf8();
                 }
             }
-            // A token in front of it may have taken the white space.
-            let start = start.max(done);
             text_part(&text[done..start], first && done == 0, part)?;
             part(Part::Token(token.id))?;
-            done = end.max(start);
-            from = from.max(done);
+            done = end;
+            from = end;
         }
         text_part(&text[done..], first && done == 0, part)
     }

@@ -6,11 +6,11 @@ use serde_json::{Value, json};
 
 use super::added::{Added, Part};
 use super::json::Fields;
-use super::merges::Merges;
+use super::merges::{Merges, with_results};
 pub use super::pattern::Pattern;
-use super::pieces::{Hash, PieceIndex, Pieces, refuse};
+use super::pieces::{Hash, PieceIndex, Pieces};
 use super::specials::{AddedToken, Specials};
-use super::tables::{Table, TableReader, names};
+use super::tables::{Table, TableReader};
 use crate::alloc::{grow, reserve};
 use crate::error::{Error, Result};
 
@@ -55,6 +55,18 @@ struct Contents {
 
 const NO_TOKEN: u32 = u32::MAX;
 
+/// The character that stands for each byte in other libraries' files: printable ones for themselves,
+/// the others for those from U+0100 on in turn. It is `bytes_to_unicode` of GPT-2
+/// (<https://github.com/openai/gpt-2/blob/master/src/encoder.py>).
+pub fn byte_characters() -> [char; 256] {
+    // 68 bytes are not printable, so this stays far below the surrogates.
+    let mut next = '\u{100}'..;
+    std::array::from_fn(|byte| match byte as u8 {
+        byte @ (b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff) => char::from(byte),
+        _ => next.next().unwrap_or(char::REPLACEMENT_CHARACTER),
+    })
+}
+
 impl Bpe {
     /// Checks the parts and makes the tables of the search.
     ///
@@ -67,21 +79,8 @@ impl Bpe {
         let ids = 0..tokens.len() as u32;
         let (plain, marks): (Vec<u32>, Vec<u32>) = ids.partition(|id| !is_added[*id as usize]);
         let (index, _) = PieceIndex::new(&tokens, plain.into_iter().chain(marks))?;
-        let mut list = Vec::new();
-        reserve(&mut list, merges.len(), "merges")?;
-        let mut both = Vec::new();
-        for (rank, (left, right)) in merges.into_iter().enumerate() {
-            both.clear();
-            for id in [left, right] {
-                both.extend_from_slice(tokens.get(id).unwrap_or_default());
-            }
-            let Some(to) = index.get(&tokens, Hash::of(&both), &both) else {
-                let found = format!("no token for {left} and {right} at {rank}");
-                return Err(refuse("tokenizer.merges", found, "a token with the bytes of both"));
-            };
-            list.push([left, right, to]);
-        }
-        Bpe::build(tokens, list, pattern, ignore_merges, added, specials)
+        let merges = with_results(&merges, &tokens, &index)?;
+        Bpe::build(tokens, merges, pattern, ignore_merges, added, specials)
     }
 
     fn build(
@@ -215,7 +214,6 @@ impl Bpe {
     pub(super) fn tables(&self) -> Vec<Table<'_>> {
         let mut tables = Table::pieces(&self.contents.tokens);
         tables.extend(Table::merges(self.contents.merges.list()));
-        debug_assert!(tables.iter().all(|table| names::ALL.contains(&table.name)));
         tables
     }
 }

@@ -5,8 +5,8 @@ use super::pieces::refuse;
 use crate::alloc::reserve;
 use crate::error::Result;
 
-/// Longest text that a rule replaces. Those of the library are shorter by far; a damaged trie can go
-/// round and round.
+/// Longest text that a rule replaces, and longest text that replaces it, in bytes. Those of the library
+/// are shorter by far; a damaged trie can go round and round.
 const MOST: usize = 1 << 10;
 
 /// Rules as a model file holds them.
@@ -33,6 +33,11 @@ impl Charsmap {
             let expected = "a size, a trie of that size and strings that end with NUL";
             return Err(refuse("tokenizer.charsmap", found, expected));
         };
+        if let Some(long) = strings.split(|byte| *byte == 0).find(|text| text.len() > MOST) {
+            let found = format!("a replacement of {} bytes", long.len());
+            let expected = format!("no more than {MOST} in one");
+            return Err(refuse("tokenizer.charsmap", found, &expected));
+        }
         let mut map = Charsmap::default();
         reserve(&mut map.units, trie.len() / 4, "rules of a tokenizer")?;
         let (units, _) = trie.as_chunks::<4>();
@@ -100,6 +105,10 @@ mod tests {
             assert!(refused(bytes).contains("tokenizer.charsmap: found"), "{bytes:?}");
         }
         assert!(refused(&[0xff; 64]).contains("found 64 bytes"));
+        let with = |len| [&[4, 0, 0, 0, 0, 0, 0, 0][..], &vec![b'a'; len], &[0]].concat();
+        let long = refused(&with(MOST + 1));
+        assert!(long.contains("a replacement of 1025 bytes, expected no more than 1024"), "{long}");
+        assert!(Charsmap::new(&with(MOST)).is_ok());
         assert_eq!(Charsmap::new(&[]).expect("no rules").longest(b"a"), None);
     }
 

@@ -39,7 +39,7 @@ impl Decoder {
     /// U+FFFD.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`](crate::Error::Tokenizer)(crate::Error::Tokenizer) for an id outside the vocabulary.
+    /// [`Error::Tokenizer`](crate::Error::Tokenizer) for an id outside the vocabulary.
     pub fn push(&mut self, tokenizer: &Tokenizer, token: u32, text: &mut String) -> Result<()> {
         let bytes = self.bytes(tokenizer, token).ok_or_else(|| tokenizer.outside(token, None))?;
         self.rest.extend_from_slice(bytes);

@@ -7,7 +7,8 @@
 //! | `metaspace.rs` | what SentencePiece models are converted to: Llama 2, T5 |
 //!
 //! What is read works as the library does; what cannot be is refused by name. Padding and truncation,
-//! which are about batches, are left out. In two things SentencePiece is followed, not its conversion: the
+//! which are about batches, are left out, and so are tokens that a template puts behind the text, which
+//! is to go on. In two things SentencePiece is followed, not its conversion: the
 //! compiled rules of a `Precompiled` normaliser apply wherever they fit, not only to a letter with all its
 //! marks, and special pieces are never found in plain text. Scores are rounded to single precision, which
 //! those of SentencePiece have.
@@ -162,10 +163,11 @@ impl<'a> Vocab<'a> {
     /// The added tokens of the file, which may be in the vocabulary already.
     fn add(&mut self, list: &'a [Value]) -> Result<Vec<AddedToken>> {
         let mut added = Vec::new();
+        // As many ids again may be left out, as in `Vocab::new`.
+        let most = 2 * (self.texts.len() + list.len()) + 1000;
         for token in list {
             let json = Fields::new(token, "tokenizer.json: added token");
             let content = json.text("content")?;
-            let most = 2 * self.texts.len() + 1000;
             let id = match json.id("id")? {
                 Some(id) if (id as usize) < most => id,
                 Some(_) | None => return Err(json.wrong("id", json.get("id"), "an id")),
@@ -230,10 +232,15 @@ fn specials(file: &Fields<'_>, config: Option<&Value>, vocab: &Vocab<'_>) -> Res
         match kind(step) {
             "ByteLevel" => {}
             "TemplateProcessing" => {
-                let first = step.get("single").and_then(|single| single.get(0));
-                let first = first.and_then(|first| first.get("SpecialToken")?.get("id")?.as_str());
-                if let Some(first) = first {
-                    specials.bos = Some(id_of(vocab, first, "tokenizer.json: post_processor")?);
+                let single = step.get("single").and_then(Value::as_array);
+                let parts = single.map(Vec::as_slice).unwrap_or_default().iter();
+                let front = parts.map_while(|part| part.get("SpecialToken"));
+                for token in front.filter_map(|token| token.get("id")?.as_str()) {
+                    if let Some(first) = specials.bos {
+                        let found = format!("post_processor with {token:?} behind token {first}");
+                        return Err(file.refuse(found, "one token in front of a text"));
+                    }
+                    specials.bos = Some(id_of(vocab, token, "tokenizer.json: post_processor")?);
                     specials.add_bos = true;
                 }
             }
@@ -244,12 +251,7 @@ fn specials(file: &Fields<'_>, config: Option<&Value>, vocab: &Vocab<'_>) -> Res
         }
     }
     let what = "tokenizer_config.json";
-    let Some(config) = config else {
-        specials.eos =
-            ENDS.iter().find_map(|name| vocab.ids.get(name)).copied().into_iter().collect();
-        return Ok(specials);
-    };
-    let config = Fields::new(config, what);
+    let config = Fields::new(config.unwrap_or(&Value::Null), what);
     // A token is a string, or an object with the string.
     let token = |name| {
         let token = config.get(name)?;
@@ -258,8 +260,9 @@ fn specials(file: &Fields<'_>, config: Option<&Value>, vocab: &Vocab<'_>) -> Res
     if let Some(bos) = token("bos_token") {
         specials.bos = Some(id_of(vocab, bos, what)?);
     }
-    if let Some(eos) = token("eos_token") {
-        specials.eos = vec![id_of(vocab, eos, what)?];
+    match token("eos_token") {
+        Some(eos) => specials.eos.push(id_of(vocab, eos, what)?),
+        None => specials.eos.extend(ENDS.iter().find_map(|name| vocab.ids.get(name))),
     }
     if config.get("add_bos_token").is_some() {
         specials.add_bos = config.flag("add_bos_token")?;

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use super::pieces::{MOST_PROBES, Pieces, refuse};
+use super::pieces::{Hash, MOST_PROBES, PieceIndex, Pieces, refuse};
 use crate::alloc::{grow, reserve};
 use crate::error::{Error, Result};
 
@@ -29,6 +29,31 @@ struct Slot {
     key: u64,
     /// Rank and result.
     rank_to: u64,
+}
+
+/// Pairs with the token that has the bytes of both, which `index` finds.
+pub(super) fn with_results(
+    pairs: &[(u32, u32)],
+    pieces: &Pieces,
+    index: &PieceIndex,
+) -> Result<Vec<[u32; 3]>> {
+    let mut list = Vec::new();
+    reserve(&mut list, pairs.len(), "merges")?;
+    let mut both = Vec::new();
+    for (rank, (left, right)) in pairs.iter().enumerate() {
+        both.clear();
+        for id in [left, right] {
+            let piece = pieces.get(*id).unwrap_or_default();
+            grow(&mut both, piece.len(), "a merge")?;
+            both.extend_from_slice(piece);
+        }
+        let Some(to) = index.get(pieces, Hash::of(&both), &both) else {
+            let found = format!("no token for {left} and {right} at {rank}");
+            return Err(refuse("tokenizer.merges", found, "a token with the bytes of both"));
+        };
+        list.push([*left, *right, to]);
+    }
+    Ok(list)
 }
 
 fn pair(high: u32, low: u32) -> u64 {

@@ -10,7 +10,7 @@
 //! | [`tables`] | what a model file holds of a tokenizer beside its JSON |
 //! | `hf_json`, `sentencepiece_model` | readers of other libraries' files |
 //! | `pattern`, `classes` | text to words, kinds of characters |
-//! | `merges`, `score_merges`, `unigram` | symbols to tokens |
+//! | `merges`, `score_merges`, `unigram`, `trie` | symbols to tokens |
 //! | `normalize`, `charsmap` | text as SentencePiece's pieces have it |
 //! | `added`, `pieces`, `json` | added tokens in a text, tables of strings, fields of JSON |
 //!
@@ -33,6 +33,7 @@ pub mod sentencepiece;
 mod sentencepiece_model;
 pub mod specials;
 pub mod tables;
+mod trie;
 mod unigram;
 
 pub use bpe::{Bpe, BpeParts, Pattern};
@@ -164,14 +165,6 @@ impl Tokenizer {
             Tokenizer::Char(tokenizer) => tokenizer.token_bytes(token),
             Tokenizer::SentencePiece(tokenizer) => tokenizer.token_bytes(token),
             Tokenizer::Bpe(tokenizer) => tokenizer.token_bytes(token),
-        }
-    }
-
-    /// Whether decoding drops a space at the beginning, which encoding puts there.
-    pub fn strips_first_space(&self) -> bool {
-        match self {
-            Tokenizer::Char(_) | Tokenizer::Bpe(_) => false,
-            Tokenizer::SentencePiece(tokenizer) => tokenizer.drops_first_space(),
         }
     }
 

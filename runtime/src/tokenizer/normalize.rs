@@ -100,13 +100,14 @@ impl Normalizer {
 
     #[inline]
     fn push(&self, form: &[u8], out: &mut Vec<u8>) -> Result<()> {
-        grow(out, META.len() * form.len(), "a text in its normal form")?;
+        let n_spaces = form.iter().filter(|byte| **byte == b' ').count();
+        grow(out, form.len() + (META.len() - 1) * n_spaces, "a text in its normal form")?;
         if self.escape_whitespaces {
-            for byte in form {
-                match byte {
-                    b' ' => out.extend_from_slice(META),
-                    byte => out.push(*byte),
+            for (index, part) in form.split(|byte| *byte == b' ').enumerate() {
+                if index > 0 {
+                    out.extend_from_slice(META);
                 }
+                out.extend_from_slice(part);
             }
         } else {
             out.extend_from_slice(form);
@@ -124,14 +125,16 @@ impl Normalizer {
         out: &mut Vec<u8>,
     ) -> Result<()> {
         let mut forms = Vec::new();
-        let mut rest = text;
+        let has_rules = !self.charsmap.is_empty() || !self.user_defined.is_empty();
+        let is_own_form = !has_rules && std::str::from_utf8(text).is_ok();
+        let mut rest = if is_own_form { &[] } else { text };
         while !rest.is_empty() {
             let (form, len) = self.prefix(rest);
             grow(&mut forms, form.len(), "a text in its normal form")?;
             forms.extend_from_slice(form);
             rest = &rest[len..];
         }
-        let mut text = forms.as_slice();
+        let mut text = if is_own_form { text } else { &forms };
         let (left, right) = how.strip;
         while left && let Some(c) = super::classes::char_at(text, 0).filter(|c| c.is_whitespace()) {
             text = &text[c.len_utf8()..];
@@ -149,13 +152,11 @@ impl Normalizer {
         if self.add_dummy_prefix && (first || !how.first_only) && !(how.unless_space && begins) {
             self.push(b" ", out)?;
         }
-        let mut after_space = false;
-        for byte in text.chunks(1) {
-            let is_space = byte == b" ";
-            if !(how.collapse && is_space && after_space) {
-                self.push(byte, out)?;
-            }
-            after_space = is_space;
+        if !how.collapse {
+            return self.push(text, out);
+        }
+        for run in text.chunk_by(|a, b| (*a == b' ') == (*b == b' ')) {
+            self.push(if run.starts_with(b" ") { b" " } else { run }, out)?;
         }
         Ok(())
     }

@@ -127,12 +127,6 @@ impl Hash {
         bytes.iter().fold(Hash::START, |hash, byte| hash.add(*byte))
     }
 
-    /// Some of its bits, all as good as chance.
-    #[inline]
-    pub fn low_bits(self) -> u32 {
-        self.bits() as u32
-    }
-
     /// The best bits are the highest.
     #[inline]
     fn bits(self) -> u64 {
@@ -240,6 +234,11 @@ impl Finder {
             }
         }
         Ok((Finder { pieces, index, longest }, twice))
+    }
+
+    /// Whether there are no pieces.
+    pub fn is_empty(&self) -> bool {
+        self.pieces.len() == 0
     }
 
     /// Whether a piece begins with this byte.

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::added::{Added, Part};
 use super::charsmap::Charsmap;
 use super::json::Fields;
-use super::merges::Merges;
+use super::merges::{Merges, with_results};
 use super::normalize::{META, Normalizer};
 use super::pieces::{Finder, Hash, PieceIndex, Pieces, refuse};
 use super::score_merges::{self, ScoreMerges};
@@ -84,23 +84,12 @@ impl SentencePiece {
     /// [`Error::Format`](crate::Error::Format) naming the piece, merge or rule that cannot be, or no memory.
     pub fn new(parts: SentencePieceParts) -> Result<SentencePiece> {
         let pieces = Pieces::new(parts.pieces.iter().map(|(piece, ..)| piece.as_slice()))?;
-        let mut merges = Vec::new();
-        reserve(&mut merges, parts.merges.len(), "merges")?;
-        if !parts.merges.is_empty() {
+        let merges = if parts.merges.is_empty() {
+            Vec::new()
+        } else {
             let (index, _) = PieceIndex::new(&pieces, 0..pieces.len() as u32)?;
-            let mut both = Vec::new();
-            for (rank, (left, right)) in parts.merges.iter().enumerate() {
-                both.clear();
-                for id in [left, right] {
-                    both.extend_from_slice(pieces.get(*id).unwrap_or_default());
-                }
-                let Some(to) = index.get(&pieces, Hash::of(&both), &both) else {
-                    let found = format!("no piece for {left} and {right} at {rank}");
-                    return Err(refuse("tokenizer.merges", found, "a piece with the text of both"));
-                };
-                merges.push([*left, *right, to]);
-            }
-        }
+            with_results(&parts.merges, &pieces, &index)?
+        };
         let scores = parts.pieces.iter().map(|(_, score, _)| *score).collect();
         let kinds = parts.pieces.iter().map(|(.., kind)| *kind).collect();
         let settings = Settings {
@@ -214,14 +203,9 @@ impl SentencePiece {
     }
 
     /// The bytes that a piece adds to a text: spaces for U+2581, one byte for a byte, none for a
-    /// control piece. The space that [`SentencePiece::drops_first_space`] speaks of is still there.
+    /// control piece. Spaces that decoding drops at the beginning of a text are still there.
     pub fn token_bytes(&self, token: u32) -> Option<&[u8]> {
         self.contents.shown.get(token)
-    }
-
-    /// Whether decoding drops the space in front of a text, which encoding has put there.
-    pub fn drops_first_space(&self) -> bool {
-        self.contents.first_space() != FirstSpace::Keep
     }
 
     /// How much of a piece's bytes decoding drops where nothing is in front of it, and whether the
@@ -229,19 +213,19 @@ impl SentencePiece {
     pub(super) fn first_space(&self, token: u32) -> (usize, bool) {
         let this = &*self.contents;
         let shown = this.shown.get(token).unwrap_or_default();
-        // A space that is spelled as a byte or in the text for what is unknown is not dropped.
-        let at = token as usize;
-        let begins = match this.dialect {
-            Dialect::SentencePiece => {
-                this.kinds.get(at).is_some_and(|kind| kind.is_text())
-                    && this.pieces.get(token).is_some_and(|piece| piece.starts_with(META))
+        // Spaces at its beginning that are written as U+2581; none where nothing is shown.
+        let is_text = this.kinds.get(token as usize).is_some_and(|kind| kind.is_text());
+        let piece = this.pieces.get(token).filter(|_| is_text && !shown.is_empty());
+        let spaces = piece.unwrap_or_default().chunks(META.len());
+        let spaces = spaces.take_while(|bytes| *bytes == META).count();
+        let n = match (this.first_space(), this.dialect) {
+            (FirstSpace::Keep, _) => return (0, !shown.is_empty()),
+            (FirstSpace::FirstPiece, _) => spaces,
+            // `tokenizers` drops one that is spelled as a byte or in the text for what is unknown too.
+            (FirstSpace::One | FirstSpace::All, Dialect::Tokenizers(_)) => {
+                usize::from(shown.starts_with(b" "))
             }
-            Dialect::Tokenizers(_) => shown.starts_with(b" "),
-        };
-        let n = match this.first_space() {
-            FirstSpace::Keep => return (0, !shown.is_empty()),
-            FirstSpace::FirstPiece => shown.iter().take_while(|byte| **byte == b' ').count(),
-            FirstSpace::One | FirstSpace::All => usize::from(begins),
+            (FirstSpace::One | FirstSpace::All, Dialect::SentencePiece) => spaces.min(1),
         };
         let is_empty = shown.len() == n;
         let has_begun = match this.first_space() {
@@ -409,42 +393,33 @@ impl Contents {
                 Ok(())
             };
             match &self.search {
-                Search::Unigram(search) => search.split(&self.pieces, word, unigram, &mut push)?,
+                Search::Unigram(search) => search.split(word, unigram, &mut push)?,
                 Search::Scores(search) => {
                     let frozen = &self.normalizer.user_defined;
                     search.split(&self.pieces, frozen, word, merges, &mut push)?;
                 }
                 Search::Ranks(merges, index) => {
-                    let mut symbols = Vec::new();
+                    grow(tokens, word.len(), "tokens")?;
+                    let start = tokens.len();
                     let mut at = 0;
                     while at < word.len() {
                         let c = &word[at..at + unigram::char_len(word, at)];
                         at += c.len();
                         match index.get(&self.pieces, Hash::of(c), c) {
-                            Some(id) => push_symbol(&mut symbols, id)?,
+                            Some(id) => tokens.push(id),
                             None if self.byte_fallback => {
-                                for byte in c {
-                                    push_symbol(&mut symbols, self.bytes[usize::from(*byte)])?;
-                                }
+                                tokens.extend(c.iter().map(|byte| self.bytes[usize::from(*byte)]));
                             }
-                            None if symbols.last() == Some(&self.unknown) => {}
-                            None => push_symbol(&mut symbols, self.unknown)?,
+                            None if tokens[start..].last() == Some(&self.unknown) => {}
+                            None => tokens.push(self.unknown),
                         }
                     }
-                    merges.merge(&mut symbols, 0)?;
-                    grow(tokens, symbols.len(), "tokens")?;
-                    tokens.extend(symbols);
+                    merges.merge(tokens, start)?;
                 }
             }
         }
         Ok(())
     }
-}
-
-fn push_symbol(symbols: &mut Vec<u32>, id: u32) -> Result<()> {
-    grow(symbols, 1, "the symbols of a text")?;
-    symbols.push(id);
-    Ok(())
 }
 
 /// Bytes until the next U+2581 that is not at the beginning.

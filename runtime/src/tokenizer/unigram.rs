@@ -1,29 +1,23 @@
 //! The split of a text into pieces with the highest sum of scores.
 
-use super::pieces::{Hash, PieceIndex, Pieces};
+use super::pieces::Pieces;
 use super::sentencepiece::PieceKind;
-use crate::alloc::{grow, reserve};
+use super::trie::{Leaf, Trie};
+use crate::alloc::grow;
 use crate::error::{Error, Result};
 
 /// What a character that no piece covers costs beyond the worst piece.
 const UNKNOWN_PENALTY: f32 = 10.0;
 /// Sums of single precision are made small again beyond this, as `sentencepiece` 0.2.3 does.
 const MOST_SCORE: f64 = 100_000.0;
-/// Numbers of bytes whose hash says how long the pieces are that begin with them.
-const HEADS: [usize; 2] = [4, 8];
-/// Slots for each of these.
-const HEAD_SLOTS: usize = 1 << 14;
 
 /// The search for the best split.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Unigram {
-    index: PieceIndex,
-    /// Of each piece, with that of user-defined ones made so that they win: (vocab_size)
-    scores: Vec<f64>,
+    /// Scores of user-defined pieces are made so that they win.
+    trie: Trie,
     unknown_score: f64,
     unknown: u32,
-    /// Longest piece with a head of this hash, for each kind of head: (2 * HEAD_SLOTS)
-    longest: Vec<u16>,
     /// Whether sums are of single precision, as `sentencepiece` has them.
     is_single: bool,
 }
@@ -64,49 +58,26 @@ impl Unigram {
                 || is(id, PieceKind::UserDefined)
                 || !is_single && is(id, PieceKind::Byte)
         };
-        let ids = 0..pieces.len() as u32;
-        let (index, _) = PieceIndex::new(pieces, ids.clone().filter(used))?;
+        let leaves = pieces.iter().filter(|(id, _)| used(id)).map(|(id, piece)| Leaf {
+            id,
+            score: if is(&id, PieceKind::UserDefined) {
+                (0.1 * (piece.len() as f64 - 1.0)) as f32
+            } else {
+                scores.get(id as usize).copied().unwrap_or(0.0)
+            },
+        });
+        let trie = Trie::new(pieces, leaves)?;
         let normal = scores.iter().zip(kinds);
         let normal =
             normal.filter(|(_, kind)| **kind == PieceKind::Normal).map(|(score, _)| *score);
         let lowest = normal.fold(f32::MAX, f32::min);
-        let mut all = Vec::new();
-        reserve(&mut all, scores.len(), "scores of pieces")?;
-        let mut longest = Vec::new();
-        reserve(&mut longest, HEADS.len() * HEAD_SLOTS, "lengths of pieces")?;
-        longest.resize(HEADS.len() * HEAD_SLOTS, 0);
-        for (id, piece) in pieces.iter() {
-            let score = scores.get(id as usize).copied().unwrap_or(0.0);
-            all.push(if is(&id, PieceKind::UserDefined) {
-                f64::from((0.1 * (piece.len() as f64 - 1.0)) as f32)
-            } else {
-                f64::from(score)
-            });
-            if !used(&id) {
-                continue;
-            }
-            for (kind, len) in HEADS.iter().enumerate() {
-                if let Some(head) = piece.get(..*len) {
-                    let longest = &mut longest[head_slot(kind, Hash::of(head))];
-                    *longest = (piece.len() as u16).max(*longest);
-                }
-            }
-        }
-        Ok(Unigram {
-            index,
-            scores: all,
-            unknown_score: f64::from(lowest - UNKNOWN_PENALTY),
-            unknown,
-            longest,
-            is_single,
-        })
+        Ok(Unigram { trie, unknown_score: f64::from(lowest - UNKNOWN_PENALTY), unknown, is_single })
     }
 
     /// Calls `piece` for each piece of the best split in turn, with its text; `text` is not longer than
     /// 2^32 - 2 bytes.
     pub fn split(
         &self,
-        pieces: &Pieces,
         text: &[u8],
         scratch: &mut Scratch,
         piece: &mut dyn FnMut(u32, &[u8]) -> Result<()>,
@@ -131,29 +102,17 @@ impl Unigram {
             }
             let score = nodes[start].score;
             let mut is_covered = false;
-            let mut most = HEADS[0] - 1;
-            let mut hash = Hash::START;
             let rest = &text[start..];
-            for (at, byte) in rest.iter().enumerate() {
-                hash = hash.add(*byte);
-                let len = at + 1;
-                if let Some(kind) = HEADS.iter().position(|head| *head == len) {
-                    most = usize::from(self.longest[head_slot(kind, hash)]);
-                }
-                if len > most {
-                    break;
-                }
+            self.trie.beginnings(rest, |len, leaf| {
                 // Pieces are whole characters.
                 if rest.get(len).is_some_and(|next| next & 0xc0 == 0x80) {
-                    continue;
+                    return;
                 }
-                if let Some(id) = self.index.get(pieces, hash, &rest[..len]) {
-                    let score = self.sum(score, self.scores[id as usize]);
-                    last = last.max(start + len);
-                    offer(&mut nodes[start + len], score, id, start);
-                    is_covered |= len == char_len;
-                }
-            }
+                let score = self.sum(score, f64::from(leaf.score));
+                last = last.max(start + len);
+                offer(&mut nodes[start + len], score, leaf.id, start);
+                is_covered |= len == char_len;
+            });
             if !is_covered {
                 let score = self.sum(score, self.unknown_score);
                 last = last.max(start + char_len);
@@ -203,8 +162,4 @@ pub(super) fn char_len(text: &[u8], at: usize) -> usize {
         0xf0.. => 4,
     };
     len.min(text.len() - at)
-}
-
-fn head_slot(kind: usize, hash: Hash) -> usize {
-    kind * HEAD_SLOTS + hash.low_bits() as usize % HEAD_SLOTS
 }

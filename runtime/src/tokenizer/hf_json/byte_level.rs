@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
-use super::super::bpe::{Bpe, BpeParts, Pattern};
+use super::super::bpe::{Bpe, BpeParts, Pattern, byte_characters};
 use super::super::json::Fields;
 use super::{Parts, kind, steps};
 use crate::error::Result;
@@ -31,7 +31,7 @@ pub(super) fn read(parts: Parts<'_>) -> Result<Bpe> {
     if let Some(normalizer) = file.get("normalizer") {
         return Err(file.wrong("normalizer", Some(normalizer), "none over bytes"));
     }
-    let alphabet = alphabet();
+    let alphabet: HashMap<char, u8> = byte_characters().into_iter().zip(0..=u8::MAX).collect();
     let merges = vocab.merges(&model)?;
     Bpe::new(BpeParts {
         tokens: vocab.texts.iter().map(|text| bytes(text, &alphabet)).collect(),
@@ -79,24 +79,6 @@ fn split_pattern(part: &Value) -> Option<Pattern> {
     let regex = part.get("pattern")?.get("Regex")?.as_str()?;
     let found = REGEXES.iter().find(|(known, _)| *known == regex)?;
     is_split.then_some(found.1)
-}
-
-/// The character that stands for each byte: printable ones for themselves, the others for those from
-/// U+0100 on in turn.
-fn alphabet() -> HashMap<char, u8> {
-    let mut next = 0x100u32;
-    let mut alphabet = HashMap::new();
-    for byte in 0..=u8::MAX {
-        let c = match byte {
-            b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff => char::from(byte),
-            _ => {
-                next += 1;
-                char::from_u32(next - 1).unwrap_or(char::REPLACEMENT_CHARACTER)
-            }
-        };
-        alphabet.insert(c, byte);
-    }
-    alphabet
 }
 
 /// The bytes that a token decodes to: those of its characters, or of the text if a character is none

@@ -178,9 +178,9 @@ impl Spaces {
         let Some(pre_tokenizer) = file.get("pre_tokenizer") else { return Ok(()) };
         let refused = || refuse_step(file, "pre_tokenizer", pre_tokenizer);
         let all = steps(pre_tokenizer);
-        // Spaces are escaped once, here or by the normaliser.
+        // Spaces are escaped and put in front once, here or by the normaliser.
         let [step] = all.as_slice() else { return Err(refused()) };
-        if kind(step) != "Metaspace" || !is_meta(step) || self.is_escaped {
+        if kind(step) != "Metaspace" || !is_meta(step) || self.is_escaped || self.prefix {
             return Err(refused());
         }
         let Some(scheme) = prepend_scheme(step) else { return Err(refused()) };

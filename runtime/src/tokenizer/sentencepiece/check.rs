@@ -7,6 +7,9 @@ use crate::error::Result;
 use crate::tokenizer::normalize::META;
 use crate::tokenizer::pieces::{Pieces, PiecesBuilder, refuse, shown};
 
+/// Longest user-defined piece in bytes. Each place of a text is compared with as many.
+const MOST_USER_DEFINED: usize = 1 << 10;
+
 /// Every piece must be text of some length, and every score a number.
 pub(super) fn check_pieces(pieces: &Pieces, scores: &[f32], kinds: &[PieceKind]) -> Result<()> {
     for ((id, piece), (score, kind)) in pieces.iter().zip(scores.iter().zip(kinds)) {
@@ -16,6 +19,11 @@ pub(super) fn check_pieces(pieces: &Pieces, scores: &[f32], kinds: &[PieceKind])
         if piece.len() > u16::MAX as usize {
             let found = format!("{} bytes at {id}", piece.len());
             return Err(refuse("tokenizer.pieces", found, "no more than 65535 in a piece"));
+        }
+        if *kind == PieceKind::UserDefined && piece.len() > MOST_USER_DEFINED {
+            let found = format!("{} bytes at {id}", piece.len());
+            let expected = format!("no more than {MOST_USER_DEFINED} in a user-defined piece");
+            return Err(refuse("tokenizer.pieces", found, &expected));
         }
         if !score.is_finite() {
             let found = format!("{score} at {id}");
