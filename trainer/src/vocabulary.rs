@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use teeny_runtime::dataset::Subwords;
+use teeny_runtime::tokenizer::bpe::byte_characters;
 use teeny_runtime::tokenizer::{
     Bpe, BpeParts, Pattern, PieceKind, PieceModel, SentencePiece, SentencePieceParts, Tokenizer,
 };
@@ -57,7 +58,7 @@ fn bpe(vocab_size: usize, text: &str) -> Result<Tokenizer> {
     trainer.train(&mut model).map_err(failed)?;
     let found: BpeModel =
         serde_json::to_value(&model).and_then(serde_json::from_value).map_err(failed)?;
-    let bytes: BTreeMap<char, u8> = byte_characters().zip(0..=u8::MAX).collect();
+    let bytes: BTreeMap<char, u8> = byte_characters().into_iter().zip(0..=u8::MAX).collect();
     let mut tokens = vec![Vec::new(); found.vocab.len()];
     for (token, id) in &found.vocab {
         let token: Option<Vec<u8>> = token.chars().map(|c| bytes.get(&c).copied()).collect();
@@ -79,20 +80,6 @@ fn bpe(vocab_size: usize, text: &str) -> Result<Tokenizer> {
 struct BpeModel {
     vocab: BTreeMap<String, u32>,
     merges: Vec<(String, String)>,
-}
-
-/// The character that stands for each byte in a byte-level vocabulary: itself where it can be seen, else
-/// one from U+0100 on (GPT-2's `bytes_to_unicode`).
-fn byte_characters() -> impl Iterator<Item = char> {
-    let mut next = 0x100u32;
-    (0..=u8::MAX).map(move |byte| match byte {
-        b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff => char::from(byte),
-        _ => {
-            let c = char::from_u32(next).unwrap_or(char::REPLACEMENT_CHARACTER);
-            next += 1;
-            c
-        }
-    })
 }
 
 /// Unigram pieces (arXiv:1804.10959) that keep the text as it is: no normalisation, no space dropped.

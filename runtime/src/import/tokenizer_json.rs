@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::refuse;
 use crate::error::Result;
+use crate::tokenizer::bpe::{LLAMA3_REGEX, byte_characters};
 use crate::tokenizer::tables::names;
 use crate::tokenizer::{CharTokenizer, Pattern, PieceKind, Specials, Table, Tokenizer};
 
@@ -108,7 +109,7 @@ impl<'a> Parts<'a> {
         let is_bytes = json["type"] == "bpe";
         let mut parts =
             Parts { json, tables: tokenizer.tables(), texts: Vec::new(), added: Vec::new() };
-        let character = alphabet();
+        let character = byte_characters();
         let bytes = parts.table(names::PIECES);
         let mut from = 0;
         let mut texts = Vec::new();
@@ -180,15 +181,6 @@ fn numbers(bytes: &[u8]) -> impl Iterator<Item = u32> {
     bytes.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes))
 }
 
-/// The character that stands for each byte (`bytes_to_unicode` of GPT-2's `encoder.py`).
-fn alphabet() -> [char; 256] {
-    let mut others = (0x100u32..).filter_map(char::from_u32);
-    std::array::from_fn(|byte| match byte as u8 {
-        plain @ (0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF) => char::from(plain),
-        _ => others.next().unwrap_or_default(),
-    })
-}
-
 fn byte_level(parts: &Parts<'_>) -> Result<Value> {
     let bytes = |regex: bool| {
         json!({
@@ -209,10 +201,9 @@ fn byte_level(parts: &Parts<'_>) -> Result<Value> {
             sequence(json!({"type": "Digits", "individual_digits": true}), bytes(true))
         }
         Some(Pattern::Llama3) => {
-            let regex = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
             let split = json!({
                 "type": "Split",
-                "pattern": {"Regex": regex},
+                "pattern": {"Regex": LLAMA3_REGEX},
                 "behavior": "Isolated",
                 "invert": false,
             });

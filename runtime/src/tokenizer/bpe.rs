@@ -14,6 +14,9 @@ use super::tables::{Table, TableReader};
 use crate::alloc::{grow, reserve};
 use crate::error::{Error, Result};
 
+/// [`Pattern::Llama3`] as the regular expression that a `tokenizer.json` has for it.
+pub(crate) const LLAMA3_REGEX: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
 /// What a [`Bpe`] is made of.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BpeParts {

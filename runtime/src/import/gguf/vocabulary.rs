@@ -7,6 +7,7 @@ use super::super::{Shown, refuse};
 use super::reader::File;
 use crate::alloc::reserve;
 use crate::error::{Error, Result};
+use crate::tokenizer::bpe::byte_characters;
 use crate::tokenizer::{
     AddedToken, Bpe, BpeParts, Pattern, PieceKind, PieceModel, SentencePiece, SentencePieceParts,
     Specials, Tokenizer,
@@ -142,7 +143,7 @@ fn byte_level(file: &File) -> Result<Tokenizer> {
         let names: Vec<_> = PRE_TOKENIZERS.iter().flat_map(|(names, ..)| *names).copied().collect();
         return Err(refuse(PRE, format!("{pre:?}"), crate::ini::alternatives(&names)));
     };
-    let byte_of = byte_alphabet();
+    let byte_of: HashMap<char, u8> = byte_characters().into_iter().zip(0..=u8::MAX).collect();
     let mut ids = HashMap::new();
     ids.try_reserve(texts.len())
         .map_err(|_| Error::OutOfMemory { what: "a vocabulary", bytes: texts.len() })?;
@@ -193,14 +194,4 @@ fn byte_level(file: &File) -> Result<Tokenizer> {
 
 fn utf8<'a>(bytes: &'a [u8], what: &str) -> Result<&'a str> {
     std::str::from_utf8(bytes).map_err(|_| refuse(what, Shown(bytes).to_string(), "UTF-8"))
-}
-
-/// The byte that each character stands for: printable ones of Latin-1 for themselves, those from U+0100
-/// on for the others in turn (`bytes_to_unicode` of GPT-2's `encoder.py`).
-fn byte_alphabet() -> HashMap<char, u8> {
-    let is_plain = |byte: u8| matches!(byte, 0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF);
-    let others = (0..=u8::MAX).filter(|byte| !is_plain(*byte));
-    let others = (0x100..).filter_map(char::from_u32).zip(others);
-    let plain = (0..=u8::MAX).filter(|byte| is_plain(*byte)).map(|byte| (char::from(byte), byte));
-    plain.chain(others).collect()
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
-use super::super::bpe::{Bpe, BpeParts, Pattern, byte_characters};
+use super::super::bpe::{Bpe, BpeParts, LLAMA3_REGEX, Pattern, byte_characters};
 use super::super::json::Fields;
 use super::{Parts, kind, steps};
 use crate::error::Result;
@@ -12,10 +12,7 @@ use crate::error::Result;
 /// The regular expressions that a `Split` may have.
 const REGEXES: [(&str, Pattern); 2] = [
     (r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+", Pattern::Gpt2),
-    (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        Pattern::Llama3,
-    ),
+    (LLAMA3_REGEX, Pattern::Llama3),
 ];
 
 pub(super) fn read(parts: Parts<'_>) -> Result<Bpe> {
