@@ -86,8 +86,8 @@ fn wrong_calls_say_what_is_wrong() {
         (vec![text(&path), "-d", "q5", "-o", text(&output)], 2, "f32, f16, bf16, q8, q4"),
         (vec![text(&output), "-d", "q8", "-o", text(&link)], 2, "cannot open model"),
         (vec![text(folder), "-d", "q8", "-o", text(&output)], 2, "a folder without config.json"),
-        (vec![text(&path), "-d", "q8", "-o", text(&path)], 2, "--output: found the input"),
-        (vec![text(&path), "-d", "q8", "-o", text(&link)], 2, "--output: found the input"),
+        (vec![text(&path), "-d", "q8", "-o", text(&path)], 2, "which the model is read from"),
+        (vec![text(&path), "-d", "q8", "-o", text(&link)], 2, "which the model is read from"),
         (vec![text(&path), "-d", "q8", "-o", "/nowhere/at/all"], 1, "cannot write /nowhere"),
     ] {
         let (found, message) = run(&args);
