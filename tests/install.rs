@@ -325,8 +325,9 @@ fn linked_as_promised(library: &Path) {
     }
     let bytes = std::fs::metadata(library).expect("it is there").len();
     println!("{}: {bytes} bytes", library.display());
-    // A third of it is kernels for GPUs and what drives them; a quarter, kernels for four kinds of CPU.
-    assert!(bytes < 3_000_000, "{bytes}");
+    // With its symbols, a tenth of it. A third is kernels for GPUs and what drives them; a quarter, kernels for
+    // four kinds of CPU.
+    assert!(bytes < 3_300_000, "{bytes}");
 }
 
 /// Entries of a kind in the dynamic section of a library or program.

@@ -9,7 +9,7 @@ use teeny_runtime::cpu::Isa;
 use teeny_runtime::{
     Cpu, Dtype, Ffn, ModelConfig, Norm, Overflow, PositionalEncoding, RopeScaling, Session,
 };
-use teeny_tests::{RandomModel, describe, every_kind, every_option, random_tokens};
+use teeny_tests::{RandomModel, describe, every_kind, every_option, random_tokens, resize, small};
 
 /// The model in PyTorch. Returns logits of all positions, (T, vocab_size).
 struct Reference<'a> {
@@ -239,5 +239,42 @@ fn the_scalar_specification_agrees_with_pytorch() {
     for config in every_kind() {
         let (worst, _) = difference(&config, Dtype::F32, Cpu::with_isa(Isa::SCALAR));
         assert!(worst <= 1e-4, "{}: off by {worst:.1e}", describe(&config));
+    }
+}
+
+/// A vocabulary of 49,152 tokens and 2,048 positions: a prompt that nearly fills the context and the tokens
+/// that do, then one that is longer and the tokens behind it. With one layer, all that a token knows of is
+/// the context before it.
+#[test]
+fn long_prompts_and_large_vocabularies_agree_with_pytorch() {
+    let context = 2048;
+    for (n_layer, prompt, end) in [(2, 2000, context), (1, 3000, 3020)] {
+        let mut config = ModelConfig {
+            vocab_size: 49_152,
+            n_layer,
+            max_seq_len: context,
+            rope_theta: 1e5,
+            ..small(PositionalEncoding::Rope, Norm::RmsNorm, Ffn::Swiglu)
+        };
+        resize(&mut config, 96, 6, 2);
+        let model = RandomModel::new(&config, Dtype::F32, 3);
+        let tensors = Tensor::read_safetensors(model.path()).expect("PyTorch opens the file");
+        let reference = Reference { c: &config, tensors: tensors.into_iter().collect() };
+        let tokens = random_tokens(end, config.vocab_size, 4);
+        let mut session =
+            Session::new(&model.load(Cpu::new()), Overflow::Slide).expect("enough memory");
+        let compare = |logits: &[f32], n: usize| {
+            let expected = reference.logits(&tokens[n.saturating_sub(context)..n]).get(-1);
+            let worst = (Tensor::from_slice(logits) - &expected).abs().max().double_value(&[]);
+            let size = expected.abs().max().double_value(&[]);
+            assert!(worst <= 1e-4 && size > 1.0, "token {n}: off by {worst:.1e} of {size}");
+        };
+        compare(session.prefill(&tokens[..prompt]).expect("slides"), prompt);
+        for n in prompt + 1..=end {
+            let logits = session.decode(tokens[n - 1]).expect("slides");
+            if n % 10 == 0 || n == end {
+                compare(logits, n);
+            }
+        }
     }
 }

@@ -33,6 +33,34 @@ heading "libtorch"
 trainer/setup.sh
 heading "Libraries to compare with"
 tests/oracles.sh
+
+# targets cuda|others: arguments that name the test programs of the CUDA backend, or all the others.
+targets() {
+    cargo metadata --no-deps --format-version 1 | python3 -c '
+import json, sys
+for package in json.load(sys.stdin)["packages"]:
+    if (package["name"] == "teeny-cuda-tests") == (sys.argv[1] == "cuda"):
+        for target in package["targets"]:
+            if "test" in target["kind"]:
+                print("--test", target["name"])
+' "$1"
+}
+
+heading "Building the tests"
+cargo test --workspace --release --no-run
+# An emulated GPU is one for the whole program, so that its tests run one after the other: the rest of the
+# tests has the other cores meanwhile.
 heading "Tests"
-# The last command, so that the test runner's own summary ends the output.
-cargo test --workspace --release
+log="$(mktemp)"
+# shellcheck disable=SC2046 # names of targets have no spaces
+cargo test --workspace --release --no-fail-fast $(targets cuda) >"$log" 2>&1 &
+emulated=$!
+trap 'kill "$emulated" 2>/dev/null || true; rm -f "$log"' EXIT
+failed=0
+# shellcheck disable=SC2046
+cargo test --workspace --release --no-fail-fast --lib --bins $(targets others) || failed=1
+wait "$emulated" || failed=1
+cargo test --workspace --release --no-fail-fast --doc || failed=1
+heading "Tests of the CUDA backend"
+cat "$log"
+exit "$failed"

@@ -1,4 +1,4 @@
-//! Times a tokenizer, for `tests/peers/tokenize.py`, which times the libraries in turn with it.
+//! Times a tokenizer, for `tests/peers/tokenizing.py`, which times the libraries in turn with it.
 //!
 //! `cargo run --release -p teeny-runtime --example tokenize -- tokenizer.json|MODEL.model TEXT`
 //!

