@@ -266,6 +266,13 @@ int main(int argc, char **argv) {
         {"f32", GGML_TYPE_F32}, {"f16", GGML_TYPE_F16}, {"q8", GGML_TYPE_Q8_0}};
     int threads = 0;
     ggml_type kv = GGML_TYPE_F16;
+    llama_log_set(
+        [](ggml_log_level level, const char *text, void *) {
+            if (level == GGML_LOG_LEVEL_ERROR) {
+                std::fputs(text, stderr);
+            }
+        },
+        nullptr);
     if (argc == 5 && std::string(argv[1]) == "--as") {
         const std::map<std::string, llama_ftype> types = {{"f32", LLAMA_FTYPE_ALL_F32},
                                                           {"bf16", LLAMA_FTYPE_MOSTLY_BF16},
@@ -296,13 +303,6 @@ int main(int argc, char **argv) {
     if (threads < 1) {
         return usage();
     }
-    llama_log_set(
-        [](ggml_log_level level, const char *text, void *) {
-            if (level == GGML_LOG_LEVEL_ERROR) {
-                std::fputs(text, stderr);
-            }
-        },
-        nullptr);
     llama_backend_init();
     try {
         Bench bench(argv[1], threads, kv);

@@ -6,7 +6,7 @@
 
 use super::columns::{Columns, store};
 use super::scalar::LANES;
-use super::simd::{PIECE, Simd};
+use super::simd::{AHEAD, PIECE, Simd};
 use crate::quant::q4::{self, Q4};
 use crate::quant::q8::{self, Q8};
 use crate::quant::{BLOCK, ROWS};
@@ -43,6 +43,15 @@ impl<'a> Quantised<'a> {
     }
 }
 
+/// Asks for what lies [`AHEAD`] of a block, as many bytes as the block has.
+#[inline(always)]
+fn ask_ahead<S: Simd, T>(s: S, block: &T) {
+    let from = std::ptr::from_ref(block).cast::<u8>();
+    for line in (0..size_of::<T>()).step_by(64) {
+        s.prefetch(from.wrapping_add(AHEAD + line));
+    }
+}
+
 /// A matrix in blocks.
 pub trait Blocks: Copy {
     /// G groups of rows from `group` on by T rows of activations. Result: (T, G)
@@ -73,6 +82,11 @@ impl Blocks for Q8<'_> {
         let scales: [&[_]; G] = std::array::from_fn(|g| &scales[(group + g) * blocks..][..blocks]);
         let mut lanes = [[s.splat(0.0); G]; T];
         for b in 0..blocks {
+            if T == 1 {
+                for q in &q {
+                    ask_ahead(s, &q[b]);
+                }
+            }
             let mut sums = [[s.begin(0); G]; T];
             for t in 0..T {
                 sums[t] = [s.begin(x[t].1[b].sum); G];
@@ -117,6 +131,11 @@ impl Blocks for Q4<'_> {
             std::array::from_fn(|g| &scales[(group + g) * blocks * 2..][..blocks * 2]);
         let mut lanes = [[s.splat(0.0); G]; T];
         for b in 0..blocks {
+            if T == 1 {
+                for q in &q {
+                    ask_ahead(s, &q[b]);
+                }
+            }
             let mut sums = [[s.begin4(); G]; T];
             for p in 0..pieces / 2 {
                 for g in 0..G {

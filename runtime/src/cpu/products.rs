@@ -7,7 +7,7 @@ use half::{bf16, f16};
 
 use super::columns::{Columns, store};
 use super::scalar::{Element, LANES};
-use super::simd::Simd;
+use super::simd::{AHEAD, Simd};
 
 /// A weight that an instruction set can load.
 pub trait Weight: Element {
@@ -231,12 +231,14 @@ pub fn dots<S: Simd, E: Weight, const R: usize, const T: usize>(
     lanes
 }
 
-/// The same for four rows that lie together and one of activations. It asks for the next four rows in the
-/// order in which they lie, which the processor would not guess from reading four places at once.
+/// The same for four rows that lie together and one of activations. It asks for what lies [`AHEAD`] of the
+/// next four rows in the order in which it lies, which the processor would not guess from reading four places
+/// at once.
 #[inline(always)]
 fn dots_ahead<S: Simd, E: Weight>(s: S, w: [&[E]; 4], x: &[f32]) -> [S::F; 4] {
     let n = x.len() / LANES;
-    let next = w[0].as_ptr().wrapping_add(4 * w[0].len()).cast::<[E; LANES]>();
+    let next = w[0].as_ptr().wrapping_add(4 * w[0].len()).wrapping_byte_add(AHEAD);
+    let next = next.cast::<[E; LANES]>();
     let (w, w_rest) = split(w.map(|w| w.as_chunks::<LANES>()), n);
     let (x, x_rest) = x.as_chunks::<LANES>();
     let x = &x[..n];

@@ -12,6 +12,10 @@ use super::scalar::{Element, LANES, sum_lanes};
 /// Columns of a row that one step of a product in 8 or 4 bits takes.
 pub const PIECE: usize = crate::quant::PIECE;
 
+/// How many bytes before they are needed weights are asked for: a page, at whose end the processor's own
+/// guesses stop. Half and twice as many were about as fast, a quarter and four times were slower.
+pub const AHEAD: usize = 4096;
+
 /// One instruction set.
 pub trait Simd: Copy {
     /// [`LANES`] numbers of single precision.
