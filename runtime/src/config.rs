@@ -35,8 +35,9 @@ pub mod limits {
     pub const MAX_SEQ_LEN: RangeInclusive<usize> = 1..=1 << 24;
     /// Below 1 the frequencies of RoPE would rise with the dimension.
     pub const ROPE_THETA: RangeInclusive<f64> = 1.0..=1e12;
-    /// Below 1 a scaling would bring positions apart; published factors go up to 64.
-    pub const ROPE_FACTOR: RangeInclusive<f64> = 1.0..=1e6;
+    /// Published factors go up to 64. Below 1 positions lie further apart, as in teenyGPT, whose frequencies
+    /// begin at 10000^(2/head_dim).
+    pub const ROPE_FACTOR: RangeInclusive<f64> = 1e-4..=1e6;
     /// Turns within a context; published are 1 and 4.
     pub const ROPE_FREQ_FACTOR: RangeInclusive<f64> = 1e-3..=1e6;
     /// An epsilon of 0 would turn a vector of zeros into NaN.

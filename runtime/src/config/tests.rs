@@ -270,8 +270,8 @@ fn bad_configurations_are_refused_with_their_place() {
             "c.ini:4: [model] rope_low_freq_factor: found 1, expected rope_scaling = llama3 with it",
         ),
         (
-            "rope_scaling = linear\nrope_factor = 0.5",
-            "c.ini:3: [model] rope_factor: found 0.5, expected a number from 1 to 1e6",
+            "rope_scaling = linear\nrope_factor = 0",
+            "c.ini:3: [model] rope_factor: found 0, expected a number from 0.0001 to 1e6",
         ),
         (
             "rope_scaling = llama3\nrope_factor = 8",
@@ -467,7 +467,7 @@ fn every_key_of_the_metadata_is_checked() {
         read.expect_err(key).to_string()
     };
     for (key, _) in later.to_metadata().into_iter().skip(reference().to_metadata().len()) {
-        for bad in ["", "x", "-1", " 1", "NaN", "inf", "1e30", "0.0001", "True"] {
+        for bad in ["", "x", "-1", " 1", "NaN", "inf", "1e30", "0.00001", "True"] {
             let message = with_later(key, bad);
             let prefix = format!("model file: metadata key {key}: found ");
             assert!(message.starts_with(&prefix), "{key} = {bad:?}: {message}");

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::tensor::View;
 use super::tensors::{Name, Want};
 use super::{ImportOptions, Parts, refuse, safetensors, vocabulary};
-use crate::config::{Ffn, PositionalEncoding, model_section};
+use crate::config::{Ffn, PositionalEncoding, RopeScaling, model_section};
 use crate::error::{Error, Result};
 use crate::format::names;
 use crate::ini::Ini;
@@ -26,14 +26,12 @@ pub(super) fn open(path: &Path, options: &ImportOptions) -> Result<Parts> {
         });
     };
     let tokenizer = vocabulary::given(options, &metadata)?;
-    let config = model_section(&Ini::read(ini)?, tokenizer.vocab_size())?.config;
+    let mut config = model_section(&Ini::read(ini)?, tokenizer.vocab_size())?.config;
     match config.positional_encoding {
         PositionalEncoding::Rope => {
-            return Err(refuse(
-                "positional_encoding",
-                "teenyGPT's rope, whose frequencies begin at 10000^(2 / head_dim)",
-                "another encoding: those frequencies are no model's of ours",
-            ));
+            // Its frequencies are 10000^(-2 (i - 1) / head_dim): those of RoPE, and all of them divided.
+            let factor = 10000f64.powf(-2.0 / config.head_dim as f64) as f32;
+            config.rope_scaling = Some(RopeScaling::Linear { factor });
         }
         PositionalEncoding::Alibi if !config.n_head.is_power_of_two() => {
             return Err(refuse(
@@ -63,7 +61,10 @@ pub(super) fn open(path: &Path, options: &ImportOptions) -> Result<Parts> {
                 .replace(names::POSITION_PROJ, "positional_encoding.linear")
                 .replace(names::LM_HEAD, "unembedding"),
         };
-        Ok(Want { name, shape: spec.shape.clone(), view: View::Rows(0) })
+        let turned = config.positional_encoding == PositionalEncoding::Rope
+            && (name.contains(".linear_q.") || name.contains(".linear_k."));
+        let view = if turned { View::Pairs(config.head_dim) } else { View::Rows(0) };
+        Ok(Want { name, shape: spec.shape.clone(), view })
     })?;
     Ok(Parts { config, tokenizer, tensors, chat_template: None })
 }

@@ -309,11 +309,26 @@ class TeenyGPT(nn.Module):
             h = block.norm_1(x)
             split = lambda y: y.view(1, t, self.heads, -1).transpose(1, 2)
             q, k, v = (split(getattr(block, f"linear_{part}")(h)) for part in "qkv")
+            if self.positions == "ROPE":
+                q, k = teenygpt_rope(q), teenygpt_rope(k)
             h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(1, t, -1)
             x = x + block.linear_o(h)
             h, ffn = block.norm_2(x), block.ffn
             x = x + (ffn.layers(h) if hasattr(ffn, "layers") else ffn.w2(F.silu(ffn.w1(h)) * ffn.w3(h)))
         return self.unembedding(x)
+
+
+def teenygpt_rope(x):
+    """Its matrices of RoPE: pairs that lie side by side, frequencies 10000^(-2 (i - 1) / width) for i from 0 on."""
+    t, width = x.shape[2:]
+    turn = torch.zeros(t, width, width)
+    for m in range(t):
+        for i in range(width // 2):
+            angle = m * 10000.0 ** (-2.0 * (i - 1) / width)
+            turn[m, 2 * i, 2 * i] = turn[m, 2 * i + 1, 2 * i + 1] = math.cos(angle)
+            turn[m, 2 * i + 1, 2 * i] = math.sin(angle)
+            turn[m, 2 * i, 2 * i + 1] = -math.sin(angle)
+    return (turn @ x.unsqueeze(-1)).squeeze(-1)
 
 
 def sinusoid(t, width):
@@ -324,7 +339,7 @@ def sinusoid(t, width):
 def teenygpt(root):
     for positions, ffn, norm in [("LEARNED_EMBEDDING", "CLASSIC", "CLASSIC"), ("ALIBI", "SWISH_GLU", "RMS"),
                                  ("LEARNED_SINUSOIDAL", "SWISH_GLU", "CLASSIC"),
-                                 ("SINUSOIDAL", "CLASSIC", "RMS")]:
+                                 ("SINUSOIDAL", "CLASSIC", "RMS"), ("ROPE", "SWISH_GLU", "RMS")]:
         folder = new_folder(root, f"teenygpt-{positions.lower()}")
         torch.manual_seed(3)
         model = TeenyGPT(positions, ffn, norm).eval()
