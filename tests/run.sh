@@ -36,7 +36,7 @@ tests/oracles.sh
 
 # targets cuda|others: arguments that name the test programs of the CUDA backend, or all the others.
 targets() {
-    cargo metadata --no-deps --format-version 1 | python3 -c '
+    cargo metadata --no-deps --format-version 1 | trainer/.venv/bin/python -c '
 import json, sys
 for package in json.load(sys.stdin)["packages"]:
     if (package["name"] == "teeny-cuda-tests") == (sys.argv[1] == "cuda"):
