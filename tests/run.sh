@@ -46,19 +46,23 @@ for package in json.load(sys.stdin)["packages"]:
 ' "$1"
 }
 
+# Each on a line of its own, so that a failure ends the script.
+cuda="$(targets cuda)"
+others="$(targets others)"
+
 heading "Building the tests"
 cargo test --workspace --release --no-run
 # An emulated GPU is one for the whole program, so that its tests run one after the other: the rest of the
 # tests has the other cores meanwhile.
 heading "Tests"
 log="$(mktemp)"
-# shellcheck disable=SC2046 # names of targets have no spaces
-cargo test --workspace --release --no-fail-fast $(targets cuda) >"$log" 2>&1 &
+# shellcheck disable=SC2086 # names of targets have no spaces
+cargo test --workspace --release --no-fail-fast $cuda >"$log" 2>&1 &
 emulated=$!
 trap 'kill "$emulated" 2>/dev/null || true; rm -f "$log"' EXIT
 failed=0
-# shellcheck disable=SC2046
-cargo test --workspace --release --no-fail-fast --lib --bins $(targets others) || failed=1
+# shellcheck disable=SC2086
+cargo test --workspace --release --no-fail-fast --lib --bins $others || failed=1
 wait "$emulated" || failed=1
 cargo test --workspace --release --no-fail-fast --doc || failed=1
 heading "Tests of the CUDA backend"

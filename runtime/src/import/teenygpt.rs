@@ -28,6 +28,15 @@ pub(super) fn open(path: &Path, options: &ImportOptions) -> Result<Parts> {
     let tokenizer = vocabulary::given(options, &metadata)?;
     let mut config = model_section(&Ini::read(ini)?, tokenizer.vocab_size())?.config;
     match config.positional_encoding {
+        PositionalEncoding::Rope
+            if config.rope_theta != 10000.0 || config.rope_scaling.is_some() =>
+        {
+            return Err(refuse(
+                "rope_theta, rope_scaling",
+                "numbers of rope",
+                "none of them: teenyGPT has its own",
+            ));
+        }
         PositionalEncoding::Rope => {
             // Its frequencies are 10000^(-2 (i - 1) / head_dim): those of RoPE, and all of them divided.
             let factor = 10000f64.powf(-2.0 / config.head_dim as f64) as f32;

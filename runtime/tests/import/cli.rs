@@ -67,6 +67,10 @@ fn wrong_calls_say_what_is_wrong() {
     let (ckpt, meta) = (nanogpt.join("ckpt.safetensors"), nanogpt.join("meta.json"));
     let model = teenygpt.join("model.safetensors");
     let single = llama.join("model.safetensors");
+    let rope = folder("teenygpt-rope").join("model.safetensors");
+    let rescaled = root.join("rescaled.ini");
+    let ini = std::fs::read_to_string(rope.with_file_name("config.ini")).expect("there");
+    std::fs::write(&rescaled, ini + "rope_theta = 5000\n").expect("a folder that can be written");
     for (args, expected) in [
         (
             vec![text(&ckpt), "--tokenizer", text(&meta)],
@@ -78,6 +82,10 @@ fn wrong_calls_say_what_is_wrong() {
         ),
         (vec![text(&ckpt), "--n-head", "4"], "tokenizer: found nothing, expected --tokenizer"),
         (vec![text(&model)], "config: found nothing, expected --config with the config.ini"),
+        (
+            vec![text(&rope), "--config", text(&rescaled)],
+            "rope_theta, rope_scaling: found numbers of rope, expected none of them",
+        ),
         (vec![text(&single)], "expected that folder, which has config.json"),
         (vec![text(&garbage)], "expected a safetensors, GGUF or llama2.c file, or a folder"),
         (
